@@ -27,6 +27,7 @@ import base64
 import configparser
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -39,7 +40,6 @@ import struct
 import sys
 import threading
 import time
-import warnings
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -477,18 +477,21 @@ def read_head(stream: BinaryIO, size: int) -> Head:
         raise Rejection(NOT_JPEG)
     exif: list[Exif] = []
     xmp: list[bytes] = []
-    for at, payload in app1_segments(stream, size):
-        if payload.startswith(EXIF_MARK):
+    frame = bytearray(b"\xff\xd8")
+    for marker, at, payload in segments(stream, size):
+        if marker != APP1:
+            frame += struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+        elif payload.startswith(EXIF_MARK):
             exif.append(Exif(at + len(EXIF_MARK), payload[len(EXIF_MARK) :]))
         elif payload.startswith(XMP_MARK):
             xmp.append(payload[len(XMP_MARK) :])
     whole = has_end_of_image(stream, stream.tell(), size)
     first = replace(exif[0], again=tuple(other.data for other in exif[1:])) if exif else None
-    return Head(*read_dimensions(stream), first, tuple(xmp), whole)
+    return Head(*read_dimensions(bytes(frame)), first, tuple(xmp), whole)
 
 
-def app1_segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-    """Offset and payload of each APP1 segment before the first scan; leaves the stream where the scan begins."""
+def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, offset and payload of each APP1 segment and table up to the first scan, where it leaves the stream."""
     while True:
         marker = next_marker(stream)
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM and RSTn have no length
@@ -499,8 +502,8 @@ def app1_segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
             raise Rejection(CUT_IN_HEADER)
         if at > MAX_HEADER_BYTES:
             raise Rejection(NOT_JPEG._replace(detail="over 16 MB before the pixels"))
-        if marker == APP1:
-            yield at, stream.read(length - 2)
+        if marker == APP1 or not 0xE0 <= marker <= 0xFE:  # other APPn and comments may be large, and say nothing
+            yield marker, at, stream.read(length - 2)
         stream.seek(at + length - 2)
         if marker == START_OF_SCAN:
             return
@@ -534,15 +537,17 @@ def has_end_of_image(stream: BinaryIO, scan: int, size: int) -> bool:
     return False
 
 
-def read_dimensions(stream: BinaryIO) -> tuple[int, int]:
-    """Width and height by Pillow's JPEG reader. Its limit on pixels stands in Image.open and doesn't apply."""
+def read_dimensions(frame: bytes) -> tuple[int, int]:
+    """Width and height by Pillow's JPEG reader, from a JPEG's tables and frame header alone.
+
+    Without EXIF, which Pillow would read too, slowly and noisily. Its limit on pixels stands in Image.open.
+    """
     from PIL.JpegImagePlugin import JpegImageFile
 
-    stream.seek(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return JpegImageFile(stream).size
+        return JpegImageFile(io.BytesIO(frame)).size
+    except Stopped:
+        raise
     except Exception as error:  # Pillow raises more than it documents: SyntaxError, struct.error, KeyError, MemoryError
         raise Rejection(NOT_JPEG._replace(detail=f"Pillow: {error}"[:80])) from error
 
@@ -552,23 +557,23 @@ def panorama_of(packet: bytes) -> dict[str, str]:
     from xml.parsers import expat
 
     found: dict[str, str] = {}
-    open_elements: list[str] = []
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        open_elements.append(name)
+        parser.CharacterDataHandler = partial(text, name[len(GPANO) :]) if name.startswith(GPANO) else None
         found.update({key[len(GPANO) :]: value for key, value in attributes.items() if key.startswith(GPANO)})
 
-    def text(data: str) -> None:
-        if open_elements and open_elements[-1].startswith(GPANO):
-            name = open_elements[-1][len(GPANO) :]
-            found[name] = found.get(name, "") + data
+    def text(name: str, data: str) -> None:
+        found[name] = found.get(name, "") + data
+
+    def end(_: str) -> None:
+        parser.CharacterDataHandler = None
 
     def refuse(*_: object) -> None:
         raise Rejection(DAMAGED_XMP._replace(detail="it declares a document type"))
 
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler, parser.CharacterDataHandler = start, text
-    parser.EndElementHandler = lambda _: open_elements.pop()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(packet.strip(b"\0 \t\r\n"), True)
@@ -581,6 +586,7 @@ def read_tags(tiff: bytes) -> list[Tag]:
     """Every entry of IFD0, IFD1, Exif, GPS and Interoperability, each directory once. Values may lie out of bounds."""
     order = tiff_order(tiff)
     todo = [("IFD0", struct.unpack_from(order + "I", tiff, 4)[0])]
+    rows = struct.Struct(order + "HHII")
     seen: set[int] = set()
     tags: list[Tag] = []
     for ifd, at in todo:
@@ -589,8 +595,7 @@ def read_tags(tiff: bytes) -> list[Tag]:
         seen.add(at)
         count = min(struct.unpack_from(order + "H", tiff, at)[0], (len(tiff) - at - 2) // 12)
         end = at + 2 + 12 * count
-        for entry in range(at + 2, end, 12):
-            number, kind, values, value = struct.unpack_from(order + "HHII", tiff, entry)
+        for entry, (number, kind, values, value) in zip(range(at + 2, end, 12), rows.iter_unpack(tiff[at + 2 : end])):
             size = values * TYPE_SIZES.get(kind, 0)
             tags.append(Tag(ifd, number, kind, entry, entry + 8 if size <= 4 else value, size))
             if number in DIRECTORIES:
@@ -922,7 +927,8 @@ def parse_time(value: object) -> WrittenTime | None:
         return None
     zone = parse_zone(match[8] or "")
     try:
-        moment = datetime.strptime(" ".join(match.groups()[:6]), "%Y %m %d %H %M %S").replace(tzinfo=timezone.utc)
+        year, month, day, hour, minute, second = map(int, match.groups()[:6])
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError:
         return None
     if match[8] and zone is None:
@@ -1001,6 +1007,8 @@ def overlaps(own: Tag, tiff: bytes, tags: list[Tag]) -> bool:
 
 def roomy(photo: Photo, exif: Exif) -> Photo:
     """The photo, with its EXIF kept where the longest description that it may get doesn't fit its slot."""
+    if photo.slot.size > 600 + 12 * len(photo.sequence_id + photo.make + photo.model):  # room whatever it escapes to
+        return photo
     trial = Planned(photo, photo.sequence_id + "_0000", photo.taken_at)
     if fitting(trial) is not None:
         return photo
@@ -1304,6 +1312,8 @@ class Resume:
         self.organization_id = account.organization_id if account else None
         self.closed = True
         self.sequences: dict[str, SequenceRecord] = {}
+        self.changed = False  # since it was last saved
+        self._written: dict[str, tuple[SequenceRecord, bytes]] = {}  # settled sequences, as they were last written
 
     def settled(self) -> dict[str, SequenceRecord]:
         """The sequences that are published, or perhaps are."""
@@ -1312,18 +1322,25 @@ class Resume:
     def put(self, uuid: str, **changes: Any) -> None:
         """Change fields of a sequence."""
         self.sequences[uuid] = replace(self.sequences[uuid], **changes)
+        self.changed = True
+
+    def note(self, uuid: str, file: str, entry: Entry) -> None:
+        """Put a photo's entry into a sequence."""
+        self.sequences[uuid].photos[file] = entry
+        self._written.pop(uuid, None)
+        self.changed = True
 
     def save(self) -> None:
         """Write atomically: temporary file, fsync, replace, fsync of the folder. Raise UploaderError where it fails."""
         temporary = self.path.with_name(TEMPORARY_NAME)
         try:
-            # backslashreplace makes \udcXX of a name that isn't valid text: what JSON escapes it as
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-                stream.writelines(self.lines())
+            with open(temporary, "wb") as stream:
+                stream.writelines(self.pieces())
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, self.path)
             sync_folder(self.path.parent)
+            self.changed = False
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -1332,21 +1349,32 @@ class Resume:
                 "The old one is still there; make room and run again, what was uploaded is not sent anew",
             ) from error
 
-    def lines(self) -> Iterator[str]:
-        """The file's text: JSON for people to read, a line a photo."""
+    def pieces(self) -> Iterator[bytes]:
+        """The file's text: JSON for people to read, a line a photo. A published sequence is put into text once."""
         head = {"format": 1, "service": self.service, "username": self.username, "user_id": self.user_id}
         head |= {"organization_id": self.organization_id, "closed": self.closed}
-        yield "{\n" + "".join(f'  "{key}": {to_json(value)},\n' for key, value in head.items()) + '  "sequences": {'
-        between = "\n"
+        yield in_utf8("{\n" + "".join(f'  "{key}": {to_json(value)},\n' for key, value in head.items()))
+        between = b'  "sequences": {\n'
         for uuid, record in self.sequences.items():
-            facts = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "photos"}
-            yield f'{between}    {to_json(uuid)}: {{{to_json(facts)[1:-1]},\n      "photos": {{'
-            yield ",".join(
-                f"\n        {to_json(file)}: {to_json(entry_json(entry))}" for file, entry in record.photos.items()
-            )
-            yield "\n      }}" if record.photos else "}}"
-            between = ",\n"
-        yield "\n  }\n}\n" if self.sequences else "}\n}\n"
+            known = self._written.get(uuid)
+            text = known[1] if known and known[0] is record else in_utf8(sequence_text(uuid, record))
+            if record.state == "published":
+                self._written[uuid] = record, text
+            yield between + text
+            between = b",\n"
+        yield b"\n  }\n}\n" if self.sequences else between + b"  }\n}\n"
+
+
+def sequence_text(uuid: str, record: SequenceRecord) -> str:
+    """A sequence in the resume file."""
+    facts = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "photos"}
+    photos = (f"        {to_json(file)}: {to_json(entry_json(entry))}" for file, entry in record.photos.items())
+    return f'    {to_json(uuid)}: {{{to_json(facts)[1:-1]},\n      "photos": {{\n' + ",\n".join(photos) + "\n      }}"
+
+
+def in_utf8(text: str) -> bytes:
+    """UTF-8; a name that isn't valid text keeps its \\udcXX, which is what JSON escapes it as."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def to_json(value: object) -> str:
@@ -1954,6 +1982,8 @@ class Uploading:
         for uuid in self.report.again:
             self.publish(uuid, str(self.resume.sequences[uuid].manifest_handle))
         if not self.todo:
+            if self.resume.changed:
+                self.save()
             return
         self.resume.closed = False
         self.save()
@@ -2018,7 +2048,7 @@ class Uploading:
         elif isinstance(job, SendPhoto) and isinstance(result, Sent):
             uuid, file = job.planned.uuid, job.planned.photo.file
             self.probes = 2 * self.run.options.workers if result.found and self.probes else max(0, self.probes - 1)
-            self.resume.sequences[uuid].photos[file] = result.entry
+            self.resume.note(uuid, file, result.entry)
             self.report.photo_state(file, "uploaded")
             self.run.console.arrived(job.planned)
             self.missing[uuid].discard(file)
@@ -2305,9 +2335,8 @@ def note_live(resume: Resume, uuid: str, images: Sequence[Image], now: int) -> l
     found = match_images(missing, [image for image in images if image.id not in taken])
     warnings = []
     for file, ids in found.items():
-        record.photos[file] = replace(
-            missing[file], image_id=ids[0] if len(ids) == 1 else None, image_ids=ids[1:] and ids
-        )
+        image_id = ids[0] if len(ids) == 1 else None
+        resume.note(uuid, file, replace(missing[file], image_id=image_id, image_ids=ids[1:] and ids))
         if len(ids) > 1:
             warnings.append(f"{shown(file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?")
     ids_found = {image_id for ids in found.values() for image_id in ids}
@@ -3013,8 +3042,11 @@ def look_up_unconfirmed(run: Run, resume: Resume, report: Report) -> None:
     """Settle publishes of earlier runs whose outcome is not known, and ready them for --republish."""
     if not any(record.state == "unconfirmed" for record in resume.sequences.values()):
         return
-    for uuid in settle_unconfirmed(run.client(), resume):
-        run.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
+    try:
+        for uuid in settle_unconfirmed(run.client(), resume):
+            run.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
+    except ServiceError as error:
+        run.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
     for uuid, record in list(resume.sequences.items()):
         if record.state != "unconfirmed":
             continue
@@ -3038,7 +3070,13 @@ def has_fresh_handles(record: SequenceRecord, now: int) -> bool:
 
 def list_photos(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folder's photos in natural order, and of what is skipped; names with a leading dot are ignored."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME)]
+    try:
+        everything = os.listdir(folder)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {shown(folder)} can't be read: {error.strerror}", "See to its permissions"
+        ) from error
+    names = [name for name in everything if not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME)]
     photos = [name for name in names if name.lower().endswith((".jpg", ".jpeg"))]
     rest = [name for name in set(names) - set(photos) if not (folder / name).is_dir()]
     return sorted(photos, key=natural_order), sorted(rest, key=natural_order)
@@ -3049,12 +3087,12 @@ def read_and_check(folder: Path, files: Sequence[str], resume: Resume, shell: Sh
     options, console = shell.options, shell.console
     console.info(f"checking {len(files):,} photos in {shown(folder)}")
     now = shell.clock.now()
+    check_age(folder, files, options.min_age, now)
     index = PublishedIndex(resume, files)
     verdicts = []
     for done, file in enumerate(files):
         verdicts.append(judge_file(folder, file, Rules(now, options.utc_offset), index))
         console.checking(done, len(files))
-    check_age(folder, files, options.min_age, now)
     kept = {file for record in resume.sequences.values() for file in record.photos}
     verdicts = find_copies(verdicts, kept, lambda one, other: same_content(folder / one, folder / other))
     known = (entry.photo_id for record in resume.sequences.values() for entry in record.photos.values())
@@ -3128,7 +3166,7 @@ def as_published(folder: Path, verdict: Verdict, found: tuple[str, str, Entry], 
     if verdict.photo and is_same_photo(folder, verdict.photo, uuid, file, entry):
         if file == verdict.file:
             size, mtime_ns = verdict.photo.size, verdict.photo.mtime_ns
-            resume.sequences[uuid].photos[file] = replace(entry, size=size, mtime_ns=mtime_ns)
+            resume.note(uuid, file, replace(entry, size=size, mtime_ns=mtime_ns))
             return before
         return before.warned(f"it was published as {shown(file)}, and is not sent again")
     text = "its content changed since it was published as {}; it is not sent again (moving {} away publishes anew)"
@@ -3249,8 +3287,6 @@ def check_options(options: Options) -> None:
         raise UsageError("the account is missing", "Give it with -u NAME")
     if options.login:
         return
-    if options.directory == Path():
-        raise UsageError("the folder of photos is missing", "Give it with -d DIR")
     if options.organization is not None and not re.fullmatch(r"[0-9]+", options.organization, re.ASCII):
         raise UsageError(f"the organization {shown(options.organization)} is no number", "Give its id, not its name")
     if options.output:
@@ -3420,9 +3456,10 @@ def command(**given: Any) -> Exit:
     Exit codes: 0 done, 1 not finished (run again), 2 usage, 3 photos rejected, 4 sign-in, 5 another run is at work,
     6 overdue (--check), 130 and 143 stopped.
     """
-    paths = {name: Path(given.pop(name) or "") for name in ("directory", "output")}
-    output = paths["output"] if paths["output"] != Path() else None
-    return program(Options(**given, directory=paths["directory"], output=output), os.environ, Clock())
+    if not given["directory"] and not given["login"]:
+        raise click.UsageError("the folder of photos is missing: give it with -d DIR")
+    output = Path(given.pop("output") or "") if given["output"] else given.pop("output")
+    return program(Options(**given | {"directory": Path(given["directory"] or "")}, output=output), os.environ, Clock())
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
