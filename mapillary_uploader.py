@@ -1224,9 +1224,9 @@ def rewritten(planned: Planned) -> Splice:
         data = piexif.dump(tags)[len(EXIF_MARK) :]
         if other_values(data) != before or len(EXIF_MARK + data) > 65_533:
             raise ValueError("another tag would change")
-    except (
-        Exception
-    ) as error:  # piexif raises ValueError, struct.error, TypeError, KeyError, MemoryError … undocumented
+    except Stopped:
+        raise
+    except Exception as error:  # piexif raises struct.error, TypeError, KeyError, MemoryError and more, undocumented
         raise Rejection(NO_ROOM._replace(detail=f"{error}"[:60])) from error
     start, end = exif.start - len(EXIF_MARK) - 2, exif.start + len(exif.data)
     return Splice(start, end, struct.pack(">H", len(EXIF_MARK + data) + 2) + EXIF_MARK + data)
@@ -1467,10 +1467,9 @@ def sync_folder(folder: Path) -> None:
     """fsync a folder, where the system can: a renamed file is then found after a power cut."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # some file systems can't; the file is in place all the same
             os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -2099,7 +2098,11 @@ class Uploading:
         """Save the intent, then have the call made."""
         tried_at = iso(self.run.clock.now())
         self.resume.put(uuid, state="publishing", manifest_handle=manifest_handle, publish_tried_at=tried_at)
-        self.save()
+        try:
+            self.save()
+        except UploaderError:
+            self.resume.put(uuid, state="uploading")  # the call is not made
+            raise
         self.todo.appendleft(Finish(uuid, manifest_handle, self.run.account.organization_id))
 
     def finished(self, job: Finish, result: Any) -> None:

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image, ImageDraw, ImageFont
+
 from factory import (
     Facts,
     Stop,
@@ -31,7 +33,6 @@ from factory import (
     write_tour,
     xmp,
 )
-from PIL import Image, ImageDraw, ImageFont
 
 PHOTOS: Final = 8
 SIZE: Final = (1024, 512)
