@@ -187,20 +187,20 @@ def save(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]
     return {}
 
 
-def raw_speed(_: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
+def raw_speed(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
     """What the sandbox takes from four raw socket writers: photos of 2 MB, as fast as they can."""
     photo = factory.noise(2_000_000, "raw")
     with running_sandbox(0, None) as environment:
         address = environment["MAPILLARY_UPLOAD_ENDPOINT"]
-        host, _, path = address.removeprefix("http://").partition("/")
+        host, path = address.removeprefix("http://").split("/", 1)
         machine, port = host.split(":")
 
-        def write(worker: int) -> None:
+        def write(writer: int) -> None:
             with socket.create_connection((machine, int(port))) as connection:
                 for number in range(200):
-                    head = f"POST /{path}/raw_{worker}_{number} HTTP/1.1\r\nHost: {host}\r\nOffset: 0\r\n"
+                    head = f"POST /{path}/raw_{writer}_{number} HTTP/1.1\r\nHost: {host}\r\nOffset: 0\r\n"
                     head += f"Authorization: OAuth {environment['MAPILLARY_ACCESS_TOKEN']}\r\n"
-                    head += f"X-Entity-Name: raw_{worker}_{number}\r\nContent-Length: {len(photo)}\r\n\r\n"
+                    head += f"X-Entity-Name: raw_{writer}_{number}\r\nContent-Length: {len(photo)}\r\n\r\n"
                     connection.sendall(head.encode() + photo)
                     connection.recv(65536)
 
@@ -233,8 +233,8 @@ def table(results: dict[str, list[Measure]], photos: int) -> str:
 def main() -> None:
     """Parse the command line, make the photos, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = {"upload": upload, "check": check, "again": again, "save": save, "sandbox": raw_speed}
-    parser.add_argument("what", choices=what)
+    measures = {"upload": upload, "check": check, "again": again, "save": save, "sandbox": raw_speed}
+    parser.add_argument("what", choices=measures)
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--megabytes", type=float, default=0.0, help="size of a photo; 0: a few KB")
     parser.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
@@ -251,7 +251,7 @@ def main() -> None:
             maker.start()
             maker.join()
         place = Place(photos, Path(scratch))
-        results = what[arguments.what](arguments, place)
+        results = measures[arguments.what](arguments, place)
         if results:
             print(table(results, arguments.photos))
         shutil.rmtree(photos, ignore_errors=True)
