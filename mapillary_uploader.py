@@ -1210,7 +1210,7 @@ def tagged(planned: Planned) -> tuple[Splice, ...]:
 
 def rewritten(planned: Planned) -> Splice:
     """The whole EXIF segment by piexif, with the description; raise Rejection where that fails or harms another tag."""
-    import piexif  # type: ignore[import-untyped]
+    import piexif
 
     exif = planned.photo.slot.exif
     if exif is None:
@@ -1877,7 +1877,7 @@ class SendPhoto:
     def __call__(self, client: Client) -> Sent:
         photo = self.planned.photo
         splices = tagged(self.planned)
-        with open_photo(self.folder / photo.file) as stream:
+        with open_photo(place(self.folder, photo.file)) as stream:
             check_unchanged(stream, photo)
             digest = hashlib.md5(usedforsecurity=False)
             for block in tagged_blocks(stream, photo.size, splices):
@@ -2195,6 +2195,11 @@ def forget_handles(resume: Resume, uuid: str) -> None:
     """After Mapillary refused a manifest: its handles may be what is wrong."""
     photos = {file: replace(entry, file_handle=None) for file, entry in resume.sequences[uuid].photos.items()}
     resume.put(uuid, manifest_handle=None, photos=photos)
+
+
+def place(folder: Path, file: str) -> Path:
+    """The path of a file of a folder. Names are UTF-8 whatever the locale: the same in cron's C."""
+    return folder / os.fsdecode(file.encode("utf-8", "surrogateescape"))
 
 
 def open_photo(path: Path) -> BinaryIO:
@@ -3079,9 +3084,10 @@ def list_photos(folder: Path) -> tuple[list[str], list[str]]:
         raise UsageError(
             f"the folder {shown(folder)} can't be read: {error.strerror}", "See to its permissions"
         ) from error
+    everything = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in everything]
     names = [name for name in everything if not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME)]
     photos = [name for name in names if name.lower().endswith((".jpg", ".jpeg"))]
-    rest = [name for name in set(names) - set(photos) if not (folder / name).is_dir()]
+    rest = [name for name in set(names) - set(photos) if not place(folder, name).is_dir()]
     return sorted(photos, key=natural_order), sorted(rest, key=natural_order)
 
 
@@ -3097,7 +3103,7 @@ def read_and_check(folder: Path, files: Sequence[str], resume: Resume, shell: Sh
         verdicts.append(judge_file(folder, file, Rules(now, options.utc_offset), index))
         console.checking(done, len(files))
     kept = {file for record in resume.sequences.values() for file in record.photos}
-    verdicts = find_copies(verdicts, kept, lambda one, other: same_content(folder / one, folder / other))
+    verdicts = find_copies(verdicts, kept, lambda one, other: same_content(place(folder, one), place(folder, other)))
     known = (entry.photo_id for record in resume.sequences.values() for entry in record.photos.values())
     return find_missing(verdicts, known)
 
@@ -3106,7 +3112,7 @@ def check_age(folder: Path, files: Iterable[str], min_age: float, now: int) -> N
     """Raise UploaderError while a photo is younger than `min_age` seconds: the folder is still being copied."""
     for file in files if min_age > 0 else ():
         with contextlib.suppress(OSError):
-            age = now / 1000 - (folder / file).stat().st_mtime
+            age = now / 1000 - place(folder, file).stat().st_mtime
             if age < min_age:
                 raise UploaderError(
                     f"{shown(file)} is {max(age, 0):.0f} s old: still being copied?",
@@ -3146,7 +3152,7 @@ class PublishedIndex:
 
 def judge_file(folder: Path, file: str, rules: Rules, index: PublishedIndex) -> Verdict:
     """A photo's verdict, with what the resume file knows of it."""
-    path = folder / file
+    path = place(folder, file)
     noted = index.by_file.get(file)
     try:
         status = path.stat()
@@ -3182,7 +3188,7 @@ def is_same_photo(folder: Path, photo: Photo, uuid: str, file: str, entry: Entry
         return True
     planned = Planned(replace(photo, file=file), uuid, from_iso(entry.captured_at))
     digest = hashlib.md5(usedforsecurity=False)
-    with open_photo(folder / photo.file) as stream:
+    with open_photo(place(folder, photo.file)) as stream:
         for block in tagged_blocks(stream, photo.size, tagged(planned)):
             digest.update(block)
     return entry.session_key == f"mly_tools_{digest.hexdigest()}.jpg"
@@ -3216,10 +3222,10 @@ def plan(verdicts: Iterable[Verdict], resume: Resume, report: Report) -> list[Pa
 def write_output(folder: Path, output: Path, parts: Iterable[Part]) -> None:
     """Write the photos as they are sent. A file of other content that is already there is never overwritten."""
     for planned in (planned for part in parts for planned in part.photos):
-        target = output / planned.photo.file
+        target = place(output, planned.photo.file)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open_photo(folder / planned.photo.file) as stream:
+            with open_photo(place(folder, planned.photo.file)) as stream:
                 check_unchanged(stream, planned.photo)
                 write_new(target, tagged_blocks(stream, planned.photo.size, tagged(planned)))
         except OSError as error:
