@@ -1680,7 +1680,7 @@ class Client:
             self._session.close()
         self._session = None
 
-    def _call(self, method: str, url: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
+    def _call(self, method: str, url: str, seconds: float = 0, **content: Any) -> dict[str, Any]:
         import requests
 
         self.line.enter()
@@ -1689,7 +1689,7 @@ class Client:
         started = self.line.clock.seconds()
         try:
             answer = self._session.request(
-                method, url, timeout=(CONNECT_SECONDS, seconds), allow_redirects=False, **content
+                method, url, timeout=(CONNECT_SECONDS, seconds or ANSWER_SECONDS), allow_redirects=False, **content
             )
         except (requests.RequestException, OSError) as error:
             self.close()
