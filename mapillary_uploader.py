@@ -2523,7 +2523,7 @@ def known_account(token: str, profile_name: str, shell: Shell) -> Account:
         its_name = shell.line.persist(partial(client.organization, organization))
         for_whom = f" for the organization {shown(its_name)} ({organization})"
     client.close()
-    shell.console.info(f"publishing as {shown(username)} ({user_id}){for_whom}")
+    shell.console.info(f"account {shown(username)} ({user_id}){for_whom}")
     return Account(token, user_id, username, organization)
 
 
@@ -2925,6 +2925,9 @@ class Report:
 
     def counts(self) -> str:
         """Photos by state."""
+        if self.checked_at is not None:
+            records = self.sequences().values()
+            return f"{sum(r.live for r in records):,} of {sum(len(r.photos) for r in records):,} photos are live"
         states = Counter(self.state(file) for file in self.verdicts)
         texts = [
             f"{states[state]:,} {state}"
@@ -2945,8 +2948,8 @@ class Report:
         state = {"unconfirmed": "publish unconfirmed", "uploading": "not published yet"}.get(record.state, record.state)
         if self.checked_at is not None:
             state = liveness(record, self.checked_at)
-            image = next((e.image_id for e in record.photos.values() if e.image_id), None)
-            state += f", https://www.mapillary.com/app/?pKey={image}" if image else ""
+            live = sorted((e.captured_at, e.image_id) for e in record.photos.values() if e.image_id)
+            state += f", https://www.mapillary.com/app/?pKey={live[0][1]}" if live else ""
         return f"sequence {uuid}: {len(track):,} photos, {metres / 1000:,.2f} km{span}: {state}"
 
     def reasons(self) -> dict[Problem, list[tuple[str, str]]]:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +302,31 @@ def test_manifest_lists_the_photos_in_capture_order(sandbox: Sandbox, folder: Pa
     assert all(photo.session_key == f"mly_tools_{photo.md5}.jpg" for photo in sandbox.clusters[0].photos)
     assert len([r for r in sandbox.requests if r.path.endswith(".jpg")]) == 8
     assert hashlib.md5(b"").hexdigest() not in {photo.md5 for photo in sandbox.clusters[0].photos}
+
+
+@pytest.mark.parametrize("home", ["", "/no/such/home", "/proc"])
+def test_a_home_that_is_missing_or_read_only_does_not_matter(sandbox: Sandbox, folder: Path, home: str) -> None:
+    assert upload(folder, sandbox, env={"HOME": home}).code == 0
+    assert run("-d", folder, "-u", "demo", env=without_token(sandbox) | {"HOME": home}).code == 4
+
+
+def test_a_second_ctrl_c_ends_at_once(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(match="POST /finish_upload", hang=60, times=None))
+    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", "--quiet"]
+    process = subprocess.Popen(command, env=environment(sandbox), stderr=subprocess.DEVNULL)
+    while not any(request.path == "/finish_upload" for request in sandbox.requests):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=8) in (-signal.SIGINT, 130)
+    assert upload(folder, sandbox, "--quiet").code == 1
+
+
+def test_the_official_client_reads_the_profile_that_login_saves(sandbox: Sandbox) -> None:
+    from mapillary_tools import config
+
+    env = environment(sandbox)
+    assert run("--login", "-u", "work", env=env).code == 0
+    profile = config.load_user("work", str(next(Path(env["HOME"]).rglob("MLY_*"))))
+    assert profile["user_upload_token"] == TOKEN and profile["MAPSettingsUserKey"] == "1001"

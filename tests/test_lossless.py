@@ -200,3 +200,15 @@ def test_each_field_of_each_real_photo() -> None:
         )
         assert got.keys() <= set(mu.describe(mu.Planned(judged(data).photo, "s", 0))) | {"MAPAltitude"}  # type: ignore[arg-type]
     assert count == 76
+
+
+def test_exif_in_two_segments_is_described_or_rejected_clearly() -> None:
+    long = factory.photo_bytes(maker_note=b"M" * 80_000, description_at="first")
+    if judged(long).photo:
+        assert [old for old, new in zip(long, sent(long)) if old != new] and len(sent(long)) == len(long)
+    beyond = judged(factory.photo_bytes(maker_note=b"M" * 80_000, description_at="last"))
+    assert "outside the EXIF segment" in str(beyond.problems[0])
+    second = factory.tiff(b"a second description of twenty letters")
+    assert "two ImageDescriptions" in str(
+        judged(factory.photo_bytes(layout=("exif", "xmp", "exif2"), exif2=second)).problems[0]
+    )
