@@ -1751,8 +1751,8 @@ def server_message(answer: requests.Response) -> str:
         return ""
     data = json_of(answer)
     for key in ("error", "debug_info"):
-        if isinstance(data.get(key), dict) and data[key].get("message"):
-            return shown(data[key]["message"])[:300]
+        if isinstance(data.get(key), dict) and (text := data[key].get("error_user_msg") or data[key].get("message")):
+            return shown(text)[:300]
     return shown(" ".join(re.sub("<[^>]*>", " ", answer.text[:2000]).split()))[:100]
 
 
@@ -2400,7 +2400,6 @@ def liveness(record: SequenceRecord, now: int) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 TOKEN_HELP = "Set MAPILLARY_ACCESS_TOKEN, or sign in once: python mapillary_uploader.py --login -u {}"
-ASK_AGAIN = (1348028, 1348092, 3404005, 1348131)  # error_subcode of /login, as mapillary_tools 0.14.7
 RENEW_DAYS = 7
 
 
