@@ -19,7 +19,7 @@ import pytest
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
-from support import PROGRAM, environment, run, upload
+from support import PROGRAM, FastClock, environment, run, upload
 
 TOKEN = "MLY|sandbox|demo-token"
 SCHEMA = json.loads((Path(__file__).parent / "result.schema.json").read_text())
@@ -330,3 +330,13 @@ def test_the_official_client_reads_the_profile_that_login_saves(sandbox: Sandbox
     assert run("--login", "-u", "work", env=env).code == 0
     profile = config.load_user("work", str(next(Path(env["HOME"]).rglob("MLY_*"))))
     assert profile["user_upload_token"] == TOKEN and profile["MAPSettingsUserKey"] == "1001"
+
+
+def test_a_log_gets_at_most_one_progress_line_in_30_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = FastClock()
+    console = mu.Console(mu.Options(), clock)
+    for _ in range(100):
+        clock.ahead += 1
+        console.checking(1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all("checking photos: 1 of 2" in line for line in lines)
