@@ -356,6 +356,11 @@ class Entry:
     image_id: str | None = None
     image_ids: list[str] = field(default_factory=list)  # where Mapillary shows several that may be this photo
 
+    @property
+    def ids(self) -> list[str]:
+        """All ids under which Mapillary shows it."""
+        return self.image_ids or ([self.image_id] if self.image_id else [])
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRecord:
@@ -378,7 +383,7 @@ class SequenceRecord:
     @property
     def live(self) -> int:
         """How many of its photos Mapillary shows."""
-        return sum(1 for entry in self.photos.values() if entry.image_id or entry.image_ids)
+        return sum(1 for entry in self.photos.values() if entry.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1054,7 +1059,8 @@ def find_missing(verdicts: Sequence[Verdict], known: Iterable[str]) -> list[Verd
 
 def natural_order(file: str) -> list[tuple[int, str]]:
     """Sort key of a relative path: numbers by value, IMG_2 before IMG_10."""
-    return [(int(run), "") if run.isdecimal() and run.isascii() else (-1, run) for run in re.split("([0-9]+)", file)]
+    runs = re.split("([0-9]+)", file)
+    return [(int(run), "") if run.isdecimal() and run.isascii() else (-1, run) for run in runs] + [(-1, file)]
 
 
 def plan_sequences(photos: Iterable[Photo], settled: Iterable[str]) -> list[Part]:
@@ -2101,9 +2107,13 @@ class Uploading:
         try:
             self.save()
         except UploaderError:
-            self.resume.put(uuid, state="uploading")  # the call is not made
+            self.resume.put(uuid, state=self.state_before(uuid))  # the call is not made
             raise
         self.todo.appendleft(Finish(uuid, manifest_handle, self.run.account.organization_id))
+
+    def state_before(self, uuid: str) -> str:
+        """What a sequence is where this run's call had no effect: a call of an earlier run may still have had one."""
+        return "unconfirmed" if uuid in self.report.again else "uploading"
 
     def finished(self, job: Finish, result: Any) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
@@ -2113,7 +2123,7 @@ class Uploading:
             self.resume.put(job.uuid, **changes)
             console.info(f"published sequence {job.uuid}: {count} photos (cluster {result})")
         elif isinstance(result, (NotActedOn, SignInError, Stopped, Refused)):
-            self.resume.put(job.uuid, state="uploading")
+            self.resume.put(job.uuid, state=self.state_before(job.uuid))
             if isinstance(result, Refused):
                 forget_handles(self.resume, job.uuid)
             self.report.error(UploaderError(f"sequence {job.uuid} was not published: {result}", "Run again to go on"))
@@ -2131,7 +2141,7 @@ class Uploading:
         self.run.line.stop.set()
         for job in self.todo:
             if isinstance(job, Finish):  # never begun
-                self.resume.put(job.uuid, state="uploading")
+                self.resume.put(job.uuid, state=self.state_before(job.uuid))
         end = self.run.clock.seconds() + 2
         while self.crew.busy:
             publishing = any(record.state == "publishing" for record in self.resume.sequences.values())
@@ -2283,75 +2293,83 @@ def image_of(data: Any) -> Image | None:
     return Image(as_id(data["id"]), int(captured_at), latitude, longitude, *texts)
 
 
-def closeness(entry: Entry, image: Image) -> tuple[float, float] | None:
-    """(ms, metres) between a photo and an image; None: not the same. A whole second matches all of it."""
+class Near(NamedTuple):
+    """How far an image is from a photo; `off` is the whole difference where `ms` allows for times cut to seconds."""
+
+    ms: int
+    metres: float
+    off: int
+    file: str
+
+
+def nearness(file: str, entry: Entry, image: Image, whole: bool) -> Near | None:
+    """None where the image can't be the photo. `whole`: Mapillary's times are cut to seconds, so each is all of its."""
     captured_at = from_iso(entry.captured_at)
-    if image.captured_at % 1000 == 0:
-        captured_at -= captured_at % 1000 if abs(captured_at - captured_at % 1000 - image.captured_at) == 0 else 0
-    apart = abs(captured_at - image.captured_at)
-    if apart > NEAR_MS or any(a and b and a != b for a, b in ((entry.make, image.make), (entry.model, image.model))):
-        return None
+    off = abs(captured_at - image.captured_at)
+    ms = 0 if whole and captured_at // 1000 * 1000 == image.captured_at else off
+    cameras = ((entry.make, image.make), (entry.model, image.model))
+    other = any(a and b and a.casefold().split() != b.casefold().split() for a, b in cameras)
     metres = distance(entry.latitude, entry.longitude, image.latitude, image.longitude)
-    return (apart, metres) if metres <= NEAR_METRES else None
+    return None if other or ms > NEAR_MS or metres > NEAR_METRES else Near(ms, round(metres, 1), off, file)
 
 
-def candidates(
-    entries: Mapping[str, Entry], images: Sequence[Image]
-) -> dict[str, list[tuple[tuple[float, float], str]]]:
-    """image id -> the files that it may be, nearest first."""
-    ordered = sorted((from_iso(entry.captured_at), file) for file, entry in entries.items())
-    found: dict[str, list[tuple[tuple[float, float], str]]] = {}
+def candidates(entries: Mapping[str, Entry], images: Sequence[Image]) -> dict[str, list[Near]]:
+    """image id -> the photos that it may be, nearest first."""
+    times = [image.captured_at for image in images] or [0]
+    low, high = iso(min(times) - 2 * NEAR_MS), iso(max(times) + 3 * NEAR_MS)
+    window = {file: entry for file, entry in entries.items() if low <= entry.captured_at <= high}
+    ordered = sorted((from_iso(entry.captured_at), file) for file, entry in window.items())
+    whole = all(time % 1000 == 0 for time in times)
+    found: dict[str, list[Near]] = {}
     for image in images:
-        start = bisect_left(ordered, (image.captured_at - NEAR_MS, ""))
         near = []
-        for captured_at, file in ordered[start:]:
-            if captured_at > image.captured_at + 2 * NEAR_MS:
+        for captured_at, file in ordered[bisect_left(ordered, (image.captured_at - NEAR_MS, "")) :]:
+            if captured_at > image.captured_at + NEAR_MS:
                 break
-            near.append((closeness(entries[file], image), file))
-        found[image.id] = sorted((close, file) for close, file in near if close is not None)
+            near.append(nearness(file, window[file], image, whole))
+        found[image.id] = sorted(one for one in near if one)
     return found
 
 
 def match_images(entries: Mapping[str, Entry], images: Sequence[Image]) -> dict[str, list[str]]:
-    """file -> its ids: one to one, as many as can be (Kuhn's algorithm); a left-over image joins its nearest."""
-    options = candidates(entries, images)
-    owner: dict[str, str] = {}  # file -> image id
+    """file -> its ids, those noted before included.
 
-    def place(image: str, tried: set[str]) -> bool:
-        for _, file in options[image]:
-            if file not in tried:
-                tried.add(file)
-                if file not in owner or place(owner[file], tried):
-                    owner[file] = image
-                    return True
-        return False
+    An image of a photo's very time is that photo, or one of those that are just as near; any other goes to a photo
+    that has none yet. So a second copy of a photo makes a second id of it and never takes its neighbour's place.
+    """
+    found = {file: list(entry.ids) for file, entry in entries.items() if entry.ids}
+    noted = {image_id for ids in found.values() for image_id in ids}
+    options = {image: near for image, near in candidates(entries, images).items() if near and image not in noted}
+    for image in sorted(options, key=lambda image: (options[image], image)):
+        near = options[image]
+        alike = [one for one in near if one[:2] == near[0][:2]] if near[0].ms == 0 else near
+        best = min(alike, key=lambda one: (len(found.get(one.file, ())), one))
+        found.setdefault(best.file, []).append(image)
+    return {file: sorted(ids) for file, ids in found.items()}
 
-    for image in sorted(options, key=lambda image: (options[image][:1], image)):
-        place(image, set())
-    result = {file: [image] for file, image in owner.items()}
-    for image in options.keys() - set(owner.values()):
-        if options[image]:
-            result.setdefault(options[image][0][1], []).append(image)
-    return {file: sorted(ids) for file, ids in result.items()}
+
+def published_entries(resume: Resume) -> dict[str, Entry]:
+    """uuid/file -> entry, of all that is published or perhaps is: a sequence's images are told from its neighbours'."""
+    return {f"{uuid}/{file}": entry for uuid, r in resume.settled().items() for file, entry in r.photos.items()}
 
 
 def note_live(resume: Resume, uuid: str, images: Sequence[Image], now: int) -> list[str]:
     """Put what was found of a sequence into the resume file; warnings about photos that were found twice."""
     record = resume.sequences[uuid]
-    taken = {entry.image_id for other in resume.sequences.values() for entry in other.photos.values()}
-    missing = {file: entry for file, entry in record.photos.items() if not (entry.image_id or entry.image_ids)}
-    found = match_images(missing, [image for image in images if image.id not in taken])
+    found = match_images(published_entries(resume), images)
+    fresh = {file: found.get(f"{uuid}/{file}", []) for file, entry in record.photos.items() if not entry.ids}
     warnings = []
-    for file, ids in found.items():
+    for file, ids in fresh.items():
         image_id = ids[0] if len(ids) == 1 else None
-        resume.note(uuid, file, replace(missing[file], image_id=image_id, image_ids=ids[1:] and ids))
+        if ids:
+            resume.note(uuid, file, replace(record.photos[file], image_id=image_id, image_ids=ids[1:] and ids))
         if len(ids) > 1:
             warnings.append(f"{shown(file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?")
-    ids_found = {image_id for ids in found.values() for image_id in ids}
+    ids_found = {image_id for ids in fresh.values() for image_id in ids}
     sequences = Counter(image.sequence for image in images if image.id in ids_found and image.sequence)
     if sequences and not record.mapillary_sequence:
         resume.put(uuid, mapillary_sequence=sequences.most_common(1)[0][0])
-    if found and not record.live_at:
+    if ids_found and not record.live_at:
         resume.put(uuid, live_at=iso(now))
     return warnings
 
@@ -2359,15 +2377,16 @@ def note_live(resume: Resume, uuid: str, images: Sequence[Image], now: int) -> l
 def settle_unconfirmed(client: Client, resume: Resume) -> list[str]:
     """Look up each unconfirmed sequence, and mark it published where at least one of its photos is on Mapillary.
 
-    An image counts for the photo that is nearest of all photos of the file: a neighbour's image proves nothing.
+    Only an image that is nearer to its photos than to any other of the file counts: a neighbour's proves nothing.
     """
     settled = []
-    everything = {f"{uuid}/{file}": entry for uuid, r in resume.settled().items() for file, entry in r.photos.items()}
     for uuid, record in resume.settled().items():
         if record.state == "unconfirmed" and record.photos:
-            images = find_images(client, resume.username, record.photos.values())
-            nearest = [near[0][1] for near in candidates(everything, images).values() if near]
-            if any(name.startswith(f"{uuid}/") for name in nearest):
+            options = candidates(
+                published_entries(resume), find_images(client, resume.username, record.photos.values())
+            )
+            best = [{one.file.partition("/")[0] for one in near if one[:2] == near[0][:2]} for near in options.values()]
+            if {uuid} in best:
                 resume.put(uuid, state="published", published_at=record.publish_tried_at)
                 settled.append(uuid)
     return settled
@@ -3259,16 +3278,20 @@ def check_live(folder: Path, shell: Shell, report: Report) -> None:
                 f"nothing was published from {shown(folder)}: it holds no {RESUME_NAME}", "Upload it first"
             )
         report.resume, account = resume, shell.account()
-        check_owner(resume, account, shell.service.name)
+        organization_id = account.organization_id or resume.organization_id  # the file knows it
+        check_owner(resume, replace(account, organization_id=organization_id), shell.service.name)
         client = Client(shell.service, account.token, shell.line)
-        settle_unconfirmed(client, resume)
-        for uuid, record in list(resume.settled().items()):
-            missing = [entry for entry in record.photos.values() if not (entry.image_id or entry.image_ids)]
-            if missing and record.state == "published":
-                for text in note_live(resume, uuid, find_images(client, resume.username, missing), shell.clock.now()):
-                    shell.console.warn(text)
-        report.checked_at = shell.clock.now()
-        resume.save()
+        try:
+            settle_unconfirmed(client, resume)
+            for uuid, record in list(resume.settled().items()):
+                missing = [entry for entry in record.photos.values() if not entry.ids]
+                if missing and record.state == "published":
+                    images = find_images(client, resume.username, missing)
+                    for text in note_live(resume, uuid, images, shell.clock.now()):
+                        shell.console.warn(text)
+            report.checked_at = shell.clock.now()
+        finally:
+            resume.save()  # what was found before a call failed stays found
 
 
 def find_folders(options: Options) -> list[Path]:

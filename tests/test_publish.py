@@ -1,0 +1,118 @@
+"""Publishing that is broken off: an unconfirmed sequence stays so until it is settled, whatever --republish meets."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import factory
+import mapillary_uploader as mu
+from sandbox import Fault, Sandbox
+from support import PROGRAM, FastClock, environment, resume_of, upload, upload_here
+
+FINISH = "POST /finish_upload"
+
+
+def states(folder: Path) -> list[str]:
+    """States of the sequences in the resume file, in its order."""
+    return [sequence["state"] for sequence in resume_of(folder)["sequences"].values()]
+
+
+@pytest.fixture
+def unconfirmed(sandbox: Sandbox, folder: Path) -> Path:
+    """A folder that was published, but the answer was lost and no photo shows yet. A second call would count anew."""
+    sandbox.live_after, sandbox.forgetful = 3600, True
+    sandbox.faults.append(Fault(match=FINISH, lost=True))
+    assert upload_here(folder, sandbox) == 1 and states(folder) == ["unconfirmed"]
+    return folder
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_republish_that_is_refused_leaves_the_sequence_unconfirmed(
+    sandbox: Sandbox, unconfirmed: Path, status: int
+) -> None:
+    sandbox.faults.append(Fault(match=FINISH, status=status))
+    upload_here(unconfirmed, sandbox, republish=True)
+    assert states(unconfirmed) == ["unconfirmed"]
+    assert upload_here(unconfirmed, sandbox) == 1 and len(sandbox.clusters) == 1
+
+
+def test_republish_that_is_put_off_for_good_leaves_the_sequence_unconfirmed(
+    sandbox: Sandbox, unconfirmed: Path
+) -> None:
+    sandbox.faults.append(Fault(match=FINISH, status=503, headers={"Retry-After": "1"}, times=None))
+    assert upload_here(unconfirmed, sandbox, republish=True) == 1
+    sandbox.clear_faults()
+    assert states(unconfirmed) == ["unconfirmed"]
+    assert upload_here(unconfirmed, sandbox) == 1 and len(sandbox.clusters) == 1
+
+
+def test_republish_that_cannot_save_its_intent_leaves_the_sequence_unconfirmed(
+    sandbox: Sandbox, unconfirmed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saves = mu.Resume.save, []
+
+    def full(resume: mu.Resume) -> None:
+        saves.append(resume)
+        if len(saves) == 2:  # the first one is of the look-up
+            raise mu.UploaderError("full")
+        save(resume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mu.Resume, "save", full)
+        assert upload_here(unconfirmed, sandbox, republish=True) == 1
+    assert states(unconfirmed) == ["unconfirmed"] and len(sandbox.clusters) == 1
+    assert upload_here(unconfirmed, sandbox) == 1 and len(sandbox.clusters) == 1
+
+
+def test_a_hung_publish_ends_unconfirmed(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mu.Client._call, "__defaults__", (0.5,))  # the answer's timeout
+    sandbox.faults.append(Fault(match=FINISH, hang=60, processed=True))
+    assert upload_here(folder, sandbox) == 1 and states(folder) == ["unconfirmed"]
+    assert upload_here(folder, sandbox) == 0 and len(sandbox.clusters) == 1
+
+
+def test_a_second_sequence_is_published_although_the_first_is_unconfirmed(sandbox: Sandbox, tmp_path: Path) -> None:
+    photos = factory.tour(3) | factory.tour(3, sequence_id="two", names="B{:04d}.jpg", latitude=52)
+    folder = factory.write_tour(tmp_path / "tour", photos)
+    sandbox.faults.append(Fault(match=FINISH, status=500))
+    assert upload_here(folder, sandbox) == 1 and sorted(states(folder)) == ["published", "unconfirmed"]
+    assert upload_here(folder, sandbox, republish=True) == 0 and len(sandbox.clusters) == 2
+
+
+def test_killed_after_the_result_is_saved(sandbox: Sandbox, folder: Path) -> None:
+    code = """if True:
+    import os, sys, mapillary_uploader as m
+    finished = m.Uploading.finished
+    m.Uploading.finished = lambda *arguments: (finished(*arguments), os._exit(9))
+    m.cli(sys.argv[1:])"""
+    command = [sys.executable, "-c", code, "-d", str(folder), "-u", "demo"]
+    done = subprocess.run(command, env=environment(sandbox), cwd=PROGRAM.parent, capture_output=True)
+    assert done.returncode == 9 and states(folder) == ["published"]
+    requests = len(sandbox.requests)
+    assert upload_here(folder, sandbox) == 0 and len(sandbox.clusters) == 1
+    assert {request.path for request in sandbox.requests[requests:]} == {"/me"}
+
+
+def test_a_full_disk_before_publishing_publishes_nothing(
+    sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(uploading: mu.Uploading) -> None:
+        if any(record.state == "publishing" for record in uploading.resume.sequences.values()):
+            raise mu.UploaderError(f"can't be saved: {errno.ENOSPC}")
+        uploading.resume.save()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mu.Uploading, "save", full)
+        assert upload_here(folder, sandbox) == 1
+    assert sandbox.finish_calls == [] and states(folder) == ["uploading"]
+    assert upload_here(folder, sandbox, FastClock()) == 0 and len(sandbox.clusters) == 1
+
+
+def test_what_is_unconfirmed_says_what_to_do(sandbox: Sandbox, unconfirmed: Path) -> None:
+    result = upload(unconfirmed, sandbox)
+    assert result.code == 1 and "--republish" in result.err and len(sandbox.clusters) == 1
