@@ -33,7 +33,6 @@ import math
 import os
 import queue
 import re
-import shutil
 import signal
 import stat
 import struct
@@ -1602,6 +1601,15 @@ class Line:
         self.log(f"{error}; all wait {error.seconds:g} s as asked")
 
 
+def without(secrets: Iterable[str], text: str) -> str:
+    """Text in which no secret stands, neither as it is nor as an address would carry it."""
+    from urllib.parse import quote
+
+    for form in (form for secret in secrets if secret for form in (secret, quote(secret, safe=""))):
+        text = text.replace(form, "[token]")
+    return text
+
+
 class Client:
     """One connection to Mapillary, kept open. Not to be shared between threads.
 
@@ -1610,6 +1618,7 @@ class Client:
 
     def __init__(self, service: Service, token: str, line: Line) -> None:
         self.service, self.token, self.line = service, token, line
+        self.secrets = [token]  # what no message may show
         self._session: requests.Session | None = None
 
     def me(self) -> tuple[str, str]:
@@ -1701,7 +1710,7 @@ class Client:
             self.close()
             raise broken(name, error) from error
         took = 1000 * (self.line.clock.seconds() - started)
-        message = server_message(answer).replace(self.token, "[token]")
+        message = without(self.secrets, server_message(answer))
         self.line.log(f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
         return judge_answer(name, answer.status_code, json_of(answer), answer.headers, message)
 
@@ -2431,6 +2440,7 @@ class Profile:
     username: str = ""
     user_id: str = ""
     expires: str = ""
+    path: Path | None = field(default=None, kw_only=True)  # the file that it was found in
 
 
 def config_path(environment: Mapping[str, str]) -> Path:
@@ -2469,7 +2479,7 @@ def find_profile(name: str, environment: Mapping[str, str], warn: Callable[[str]
         for section in config.sections():
             values = dict(config.items(section))
             keys = ("user_upload_token", "MAPSettingsUsername", "MAPSettingsUserKey", "MAPTokenExpires")
-            profile = Profile(section, *(values.get(key, "").strip() for key in keys))
+            profile = Profile(section, *(values.get(key, "").strip() for key in keys), path=path)
             if profile.token and name in (section, profile.username):
                 profiles.append(profile)
                 if os.name == "posix" and path.stat().st_mode & 0o077:
@@ -2481,6 +2491,8 @@ def save_profile(profile: Profile, path: Path) -> None:
     """Save atomically with mode 0600, leaving other sections as they are; raise SignInError where that fails."""
     config = read_config(path)
     try:
+        if not profile.name.isprintable():
+            raise ValueError("no profile can have that name")
         if not config.has_section(profile.name):
             config.add_section(profile.name)
         values = {"MAPSettingsUserKey": profile.user_id, "MAPSettingsUsername": profile.username}
@@ -2576,13 +2588,12 @@ def by_password(shell: Shell) -> Profile:
     for _ in range(3):
         email = shell.console.ask("E-mail").strip()
         password = shell.console.ask("Password (not shown)", hidden=True)
+        client.secrets.append(password)
         try:
             data = client.post("/login", {"email": email, "password": password, "locale": "en_US"})
             return Profile(shell.options.username, valid_token(as_text(data.get("access_token"))))
         except (Refused, SignInError) as error:
-            shell.console.error(
-                f"Mapillary says: {error.args[0].replace(password, '…') if password else error.args[0]}"
-            )
+            shell.console.error(f"Mapillary says: {error.args[0]}")
     raise SignInError(
         "not signed in", "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
     )
@@ -2620,6 +2631,7 @@ def token_by(shell: Shell, grant: Mapping[str, str]) -> Profile:
     """Exchange a code or an old token for a token; raise SignInError where Mapillary won't."""
     environment = shell.environment
     client = Client(shell.service, valid_token(environment["MAPILLARY_CLIENT_SECRET"]), shell.line)
+    client.secrets += [grant.get("refresh_token", ""), grant.get("code", "")]
     try:
         data = client.post("/token", {"client_id": environment["MAPILLARY_CLIENT_ID"], **grant})
     except (Refused, SignInError) as error:
@@ -2643,7 +2655,7 @@ def renewed(profile: Profile, shell: Shell) -> Profile:
         try:
             new = token_by(shell, {"grant_type": "refresh_token", "refresh_token": profile.token})
             new = replace(profile, token=new.token, expires=new.expires)
-            save_profile(new, config_path(shell.environment))
+            save_profile(new, profile.path or config_path(shell.environment))
             return new
         except UploaderError as error:
             shell.console.warn(f"the token could not be renewed: {error}")
@@ -2761,7 +2773,9 @@ class Console:
         if not self.terminal:
             self._line(text)
             return
-        width = shutil.get_terminal_size().columns - 1
+        width = 79
+        with contextlib.suppress(OSError, ValueError):  # stderr's: stdout may be a file
+            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
         share = self._arrived_bytes / self._total if self._total else 0.0
         bar = f"[{'#' * int(10 * share):<10}] " if self._total else ""
         with self._lock:
@@ -3506,14 +3520,14 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         catch_signals()
         return int(command.main(arguments, prog_name="mapillary_uploader.py", standalone_mode=False) or 0)
     except click.ClickException as error:
-        failure: UploaderError = UsageError(error.format_message(), "See --help")
+        failure: UploaderError = UsageError(error.format_message().rstrip("."), "See --help")
     except Stopped as error:
         failure = error
-    options = Options(json="--json" in arguments)
+    options = Options(json="--json" in arguments, recursive=not {"-r", "--recursive"}.isdisjoint(arguments))
     report = Report(Path(), options, Console(options, Clock()))
     report.error(failure)
     if options.json:
-        report.console.result(json.dumps(report.document()))
+        report.console.result(json.dumps(result_json(options, [], report, failure.code)))
     return int(failure.code)
 
 

@@ -1,0 +1,58 @@
+"""Profiles that stand in another file, names that no profile can have, and secrets that a server says back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+import mapillary_uploader as mu
+from sandbox import Fault, Sandbox
+from support import environment, run, upload
+
+APPLICATION = {"MAPILLARY_CLIENT_ID": "4242", "MAPILLARY_CLIENT_SECRET": "sandbox-secret"}
+
+
+def signed_in(sandbox: Sandbox, expires: str, file: str = "MLY_0") -> dict[str, str]:
+    """The environment of a cron job whose only token stands in one of the official client's files."""
+    env = environment(sandbox, **APPLICATION)
+    del env["MAPILLARY_ACCESS_TOKEN"]
+    path = mu.config_folder(env) / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"[demo]\nuser_upload_token = {sandbox.accounts[0].token}\nMAPTokenExpires = {expires}\n")
+    path.chmod(0o600)
+    return env
+
+
+def test_a_renewed_token_goes_back_to_the_file_that_the_old_one_came_from(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.token_lifetime = 60 * 24 * 3600
+    env = signed_in(sandbox, "2020-01-01T00:00:00.000Z")
+    for _ in range(2):
+        assert run("-d", folder, "-u", "demo", env=env).code == 0
+    assert [request.path for request in sandbox.requests].count("/token") == 1
+
+
+def test_a_name_that_would_break_the_profile_file_is_refused(sandbox: Sandbox) -> None:
+    env = environment(sandbox)
+    assert run("--login", "-u", "demo", env=env).code == 0
+    before = mu.config_path(env).read_bytes()
+    assert run("--login", "-u", "two\nlines", env=env).code == mu.Exit.SIGN_IN
+    assert mu.config_path(env).read_bytes() == before
+
+
+@pytest.mark.parametrize("encoded", [str, lambda token: quote(token, safe="")], ids=["as it is", "as in an address"])
+def test_a_token_that_the_server_says_back_is_not_shown(sandbox: Sandbox, folder: Path, encoded: type[str]) -> None:
+    sandbox.faults.append(
+        Fault("GET /me", status=400, body={"error": {"message": f"no: {encoded(sandbox.accounts[0].token)}"}})
+    )
+    result = upload(folder, sandbox, "-v")
+    assert "no: [token]" in result.err and "demo-token" not in result.out + result.err
+
+
+def test_an_old_token_that_the_server_says_back_when_it_is_renewed_is_not_shown(sandbox: Sandbox, folder: Path) -> None:
+    token = sandbox.accounts[0].token
+    sandbox.faults.append(Fault("POST /token", status=400, body={"error": {"message": f"no: {token}"}}))
+    result = run("-v", "-d", folder, "-u", "demo", env=signed_in(sandbox, "2020-01-01T00:00:00.000Z"))
+    assert result.code == mu.Exit.SIGN_IN and "could not be renewed" in result.err
+    assert "no: [token]" in result.err and token not in result.out + result.err
