@@ -1414,7 +1414,7 @@ def load_resume(folder: Path, service: str) -> Resume | None:
 
 
 def resume_from(data: dict[str, Any], folder: Path) -> Resume:
-    """The resume file's object; raise ValueError for wrong types. A run that died publishing is unconfirmed."""
+    """The resume file's object; raise ValueError for wrong types. What died publishing, or anew, is unconfirmed."""
     resume = Resume(folder, "")
     kinds = {"service": str, "username": str, "user_id": str, "organization_id": (str, type(None)), "closed": bool}
     for name, kind in kinds.items():
@@ -1426,7 +1426,8 @@ def resume_from(data: dict[str, Any], folder: Path) -> Resume:
     for uuid, record in data["sequences"].items():
         if not isinstance(record, SequenceRecord) or record.state not in STATES:
             raise ValueError(f"sequence {uuid} has no valid state")
-        resume.sequences[uuid] = replace(record, state="unconfirmed") if record.state == "publishing" else record
+        doubtful = record.state == "publishing" or (record.state == "uploading" and record.publish_tried_at)
+        resume.sequences[uuid] = replace(record, state="unconfirmed") if doubtful else record
     return resume
 
 
@@ -2116,13 +2117,16 @@ class Uploading:
         try:
             self.save()
         except UploaderError:
-            self.resume.put(uuid, state=self.state_before(uuid))  # the call is not made
+            self.not_published(uuid)  # the call is not made
             raise
         self.todo.appendleft(Finish(uuid, manifest_handle, self.run.account.organization_id))
 
-    def state_before(self, uuid: str) -> str:
-        """What a sequence is where this run's call had no effect: a call of an earlier run may still have had one."""
-        return "unconfirmed" if uuid in self.report.again else "uploading"
+    def not_published(self, uuid: str) -> None:
+        """This run's call certainly had no effect; a call of an earlier run may still have had one."""
+        if uuid in self.report.doubtful:
+            self.resume.put(uuid, state="unconfirmed")
+        else:
+            self.resume.put(uuid, state="uploading", publish_tried_at=None)
 
     def finished(self, job: Finish, result: Any) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
@@ -2132,7 +2136,7 @@ class Uploading:
             self.resume.put(job.uuid, **changes)
             console.info(f"published sequence {job.uuid}: {count} photos (cluster {result})")
         elif isinstance(result, (NotActedOn, SignInError, Stopped, Refused)):
-            self.resume.put(job.uuid, state=self.state_before(job.uuid))
+            self.not_published(job.uuid)
             if isinstance(result, Refused):
                 forget_handles(self.resume, job.uuid)
             self.report.error(UploaderError(f"sequence {job.uuid} was not published: {result}", "Run again to go on"))
@@ -2150,7 +2154,7 @@ class Uploading:
         self.run.line.stop.set()
         for job in self.todo:
             if isinstance(job, Finish):  # never begun
-                self.resume.put(job.uuid, state=self.state_before(job.uuid))
+                self.not_published(job.uuid)
         end = self.run.clock.seconds() + 2
         while self.crew.busy:
             publishing = any(record.state == "publishing" for record in self.resume.sequences.values())
@@ -2180,10 +2184,12 @@ def open_sequences(resume: Resume, parts: Iterable[Part]) -> dict[str, Entry]:
     """Bring the resume file's unpublished sequences in line with the plan; file -> entry of an earlier run."""
     open_records = [record for record in resume.sequences.values() if not record.settled]
     known = {file: entry for record in open_records for file, entry in record.photos.items()}
-    sequences = resume.settled()
+    # One that --republish uploads anew keeps its mark, and stays unconfirmed for later runs until it is published
+    sequences = {uuid: record for uuid, record in resume.sequences.items() if record.settled or record.publish_tried_at}
     for part in parts:
         kept = {planned.photo.file: known[planned.photo.file] for planned in part.photos if is_current(planned, known)}
-        sequences[part.uuid] = SequenceRecord(photos=kept)
+        old = sequences.get(part.uuid, SequenceRecord())
+        sequences[part.uuid] = SequenceRecord(publish_tried_at=old.publish_tried_at, photos=kept)
     resume.sequences = sequences
     return known
 
@@ -2814,6 +2820,7 @@ class Report:
         self.failures: dict[str, str] = {}
         self.skipped: list[str] = []
         self.again: list[str] = []  # unconfirmed sequences to finish with the same manifest
+        self.doubtful: set[str] = set()  # sequences that were unconfirmed when the run began
         self.errors: list[UploaderError] = []
         self.resume: Resume | None = None
         self.checked_at: int | None = None
@@ -2870,7 +2877,7 @@ class Report:
         if (
             self.resume
             and not self.options.dry_run
-            and any(r.state == "unconfirmed" for r in self.resume.sequences.values())
+            and any(r.publish_tried_at and r.state != "published" for r in self.resume.sequences.values())
         ):
             codes.append(Exit.UNFINISHED)
         if self.checked_at is not None and self.resume:
@@ -3088,15 +3095,22 @@ def look_up_unconfirmed(run: Run, resume: Resume, report: Report) -> None:
     try:
         for uuid in settle_unconfirmed(run.client(), resume):
             run.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
+        looked_up = True
     except ServiceError as error:
         run.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
+        looked_up = False
     for uuid, record in list(resume.sequences.items()):
         if record.state != "unconfirmed":
             continue
-        if not run.options.republish:
+        missing = [file for file in record.photos if not place(run.folder, file).exists()]
+        report.doubtful.add(uuid)
+        if not (run.options.republish and looked_up):
             report.error(UploaderError(f"it is not known whether sequence {uuid} was published", UNCONFIRMED))
         elif record.manifest_handle and has_fresh_handles(record, run.clock.now()):
             report.again.append(uuid)
+        elif missing:
+            hint = f"Put {shown(missing[0])} back, and run again"
+            report.error(UploaderError(f"{len(missing)} photos of sequence {uuid} are no longer in the folder", hint))
         else:
             run.console.warn(
                 f"sequence {uuid} is uploaded anew: its handles have expired, a second copy on Mapillary is possible"

@@ -289,3 +289,49 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert {key: sandbox.uploads[key].received for key in received if key.endswith("jpg")} == {
         key: size for key, size in received.items() if key.endswith("jpg")
     }
+
+
+def unconfirmed_and_expired(folder: Path, sandbox: Sandbox) -> None:
+    """A publish whose answer was lost, days ago."""
+    sandbox.forgetful, sandbox.live_after = True, 10**9
+    sandbox.faults.append(Fault(match=FINISH, lost=True))
+    assert upload_here(folder, sandbox) == 1 and len(sandbox.clusters) == 1
+    resume = folder / mu.RESUME_NAME
+    resume.write_text(resume.read_text().replace('"uploaded_at": "20', '"uploaded_at": "19'))
+
+
+@pytest.mark.parametrize("trouble", ["rejected photo", "upload fails", "manifest refused", "publish refused"])
+def test_a_republish_that_does_not_come_through_stays_unconfirmed(sandbox: Sandbox, folder: Path, trouble: str) -> None:
+    unconfirmed_and_expired(folder, sandbox)
+    if trouble == "rejected photo":
+        (folder / "bad.jpg").write_bytes(b"")
+    match = {"upload fails": r"/mly\w+.jpg", "manifest refused": r"/mly\w+.json", "publish refused": FINISH}.get(
+        trouble, "never"
+    )
+    sandbox.faults.append(Fault(match=match, status=400, times=None))
+    assert upload_here(folder, sandbox, republish=True) == 1
+    sandbox.clear_faults()
+    (folder / "bad.jpg").unlink(missing_ok=True)
+    assert upload_here(folder, sandbox) == 1 and len(sandbox.clusters) == 1
+    assert states(folder) == {"unconfirmed"}
+    assert len(next(iter(resume_of(folder)["sequences"].values()))["photos"]) == 8
+    assert upload_here(folder, sandbox, republish=True) == 0 and len(sandbox.clusters) == 2
+
+
+def test_republish_does_nothing_without_the_look_up(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(match=FINISH, lost=True))
+    assert upload_here(folder, sandbox) == 1
+    sandbox.faults.append(Fault(match="GET /images", status=500, times=None))
+    assert upload_here(folder, sandbox, republish=True) == 1 and len(sandbox.finish_calls) == 1
+    assert states(folder) == {"unconfirmed"}
+
+
+def test_republish_anew_wants_all_photos_back(sandbox: Sandbox, folder: Path) -> None:
+    unconfirmed_and_expired(folder, sandbox)
+    victim = sorted(folder.glob("*.jpg"))[0]
+    good = victim.read_bytes()
+    victim.unlink()
+    result = upload(folder, sandbox, "--republish")
+    assert result.code == 1 and f"Put {victim.name} back" in result.err and states(folder) == {"unconfirmed"}
+    victim.write_bytes(good)
+    assert upload_here(folder, sandbox, republish=True) == 0
