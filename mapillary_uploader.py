@@ -450,7 +450,9 @@ NOT_PANORAMA = Problem(
     "export it with panorama metadata, or remove it from the folder",
 )
 
-APP1, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDA, 0xD9, 0xD8
+APP1, QUANTIZATION, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDB, 0xDA, 0xD9, 0xD8
+FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # ITU T.81, table B.1
+TELLING = {APP1, QUANTIZATION, START_OF_SCAN, *FRAME_HEADERS}  # EXIF, XMP, and what Pillow looks at
 EXIF_MARK, XMP_MARK = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 GPANO = "http://ns.google.com/photos/1.0/panorama/ "
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
@@ -482,49 +484,44 @@ def read_head(stream: BinaryIO, size: int) -> Head:
     exif: list[Exif] = []
     xmp: list[bytes] = []
     frame = bytearray(b"\xff\xd8")
+    scan = 0
     for marker, at, payload in segments(stream, size):
+        scan = at + len(payload)
         if marker != APP1:
             frame += struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
         elif payload.startswith(EXIF_MARK):
             exif.append(Exif(at + len(EXIF_MARK), payload[len(EXIF_MARK) :]))
         elif payload.startswith(XMP_MARK):
             xmp.append(payload[len(XMP_MARK) :])
-    whole = has_end_of_image(stream, stream.tell(), size)
-    first = replace(exif[0], again=tuple(other.data for other in exif[1:])) if exif else None
+    whole = has_end_of_image(stream, scan, size)
+    first = replace(exif[0], again=tuple(other.data for other in exif[1:])) if len(exif) > 1 else next(iter(exif), None)
     return Head(*read_dimensions(bytes(frame)), first, tuple(xmp), whole)
 
 
 def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, offset and payload of each APP1 segment and table up to the first scan, where it leaves the stream."""
+    """Marker, offset and payload of each segment that says something of the image, the start of the scan last."""
+    at = 2
     while True:
-        marker = next_marker(stream)
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM and RSTn have no length
-            continue
-        length = int.from_bytes(stream.read(2), "big")
-        at = stream.tell()
-        if length < 2 or at + length - 2 > size:
-            raise Rejection(CUT_IN_HEADER)
         if at > MAX_HEADER_BYTES:
             raise Rejection(NOT_JPEG._replace(detail="over 16 MB before the pixels"))
-        if marker == APP1 or not 0xE0 <= marker <= 0xFE:  # other APPn and comments may be large, and say nothing
-            yield marker, at, stream.read(length - 2)
-        stream.seek(at + length - 2)
-        if marker == START_OF_SCAN:
-            return
-
-
-def next_marker(stream: BinaryIO) -> int:
-    """The next marker's second byte; fill bytes (FF) may stand before it (ITU T.81, B.1.1.2)."""
-    byte = stream.read(1)
-    if byte and byte != b"\xff":
-        raise Rejection(NOT_JPEG._replace(detail=f"no marker at byte {stream.tell() - 1}"))
-    while byte == b"\xff":
-        byte = stream.read(1)
-    if not byte:
-        raise Rejection(CUT_IN_HEADER)
-    if byte[0] in (0x00, START_OF_IMAGE, END_OF_IMAGE):
-        raise Rejection(NOT_JPEG._replace(detail="no image in it"))
-    return byte[0]
+        stream.seek(at)
+        first, marker, length = struct.unpack(">BBH", stream.read(4).ljust(4, b"\xff"))
+        if first != 0xFF:
+            raise Rejection(NOT_JPEG._replace(detail=f"no marker at byte {at}"))
+        if marker in (0x00, START_OF_IMAGE, END_OF_IMAGE):
+            raise Rejection(NOT_JPEG._replace(detail="no image in it"))
+        if marker == 0xFF and at < size:  # a fill byte (ITU T.81, B.1.1.2)
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM and RSTn have no length
+            at += 2
+        elif length < 2 or at + 2 + length > size:
+            raise Rejection(CUT_IN_HEADER)
+        else:
+            if marker in TELLING:
+                yield marker, at + 4, stream.read(length - 2)
+            if marker == START_OF_SCAN:
+                return
+            at += 2 + length
 
 
 def has_end_of_image(stream: BinaryIO, scan: int, size: int) -> bool:
@@ -560,30 +557,29 @@ def panorama_of(packet: bytes) -> dict[str, str]:
     """GPano properties of an XMP packet, by name without prefix; attributes and elements. No entity is expanded."""
     from xml.parsers import expat
 
-    found: dict[str, str] = {}
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.buffer_text = True
+    found: list[tuple[str, str]] = []
+    texts: list[str] = []
 
-    def start(name: str, attributes: dict[str, str]) -> None:
-        parser.CharacterDataHandler = partial(text, name[len(GPANO) :]) if name.startswith(GPANO) else None
-        found.update({key[len(GPANO) :]: value for key, value in attributes.items() if key.startswith(GPANO)})
+    def start(_: str, attributes: dict[str, str]) -> None:
+        found.extend(attributes.items())
+        texts.clear()
 
-    def text(name: str, data: str) -> None:
-        found[name] = found.get(name, "") + data
-
-    def end(_: str) -> None:
-        parser.CharacterDataHandler = None
+    def end(name: str) -> None:
+        found.append((name, "".join(texts)))
+        texts.clear()
 
     def refuse(*_: object) -> None:
         raise Rejection(DAMAGED_XMP._replace(detail="it declares a document type"))
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, texts.append
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(packet.strip(b"\0 \t\r\n"), True)
     except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an encoding that expat doesn't know
         raise Rejection(DAMAGED_XMP._replace(detail=str(error))) from error
-    return found
+    return {name[len(GPANO) :]: value for name, value in found if name.startswith(GPANO)}
 
 
 def read_tags(tiff: bytes) -> list[Tag]:
@@ -601,7 +597,7 @@ def read_tags(tiff: bytes) -> list[Tag]:
         end = at + 2 + 12 * count
         for entry, (number, kind, values, value) in zip(range(at + 2, end, 12), rows.iter_unpack(tiff[at + 2 : end])):
             size = values * TYPE_SIZES.get(kind, 0)
-            tags.append(Tag(ifd, number, kind, entry, entry + 8 if size <= 4 else value, size))
+            tags.append(Tag._make((ifd, number, kind, entry, entry + 8 if size <= 4 else value, size)))
             if number in DIRECTORIES:
                 todo.append((DIRECTORIES[number], value))
         if ifd == "IFD0" and end + 4 <= len(tiff):
@@ -620,7 +616,7 @@ def tiff_order(tiff: bytes) -> str:
 def tag_bytes(tiff: bytes, tags: Iterable[Tag], ifd: str, number: int) -> bytes:
     """A tag's value, b"" where it is missing or lies out of bounds."""
     for tag in tags:
-        if (tag.ifd, tag.number) == (ifd, number) and tag.at + tag.size <= len(tiff):
+        if tag.number == number and tag.ifd == ifd and tag.at + tag.size <= len(tiff):
             return tiff[tag.at : tag.at + tag.size]
     return b""
 
@@ -814,8 +810,8 @@ def sequence_maker_json(tiff: bytes, own: Tag) -> tuple[dict[str, Any], dict[str
     """Sequence Maker's objects `photo` and `sequence`; raise Rejection saying which of the other things it is."""
     text = tiff[own.at : own.at + own.size].rstrip(b"\0 \t\r\n")
     try:
-        # NaN and Infinity count as absent; a byte that isn't text becomes a lone surrogate and harms no other string
-        value = json.loads(text.decode("utf-8-sig", "surrogateescape"), parse_constant=lambda _: None)
+        # A byte that isn't text becomes a lone surrogate and harms no other string
+        value = json.loads(text.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError):
         begins = f"it begins {shown(text[:30].decode('ascii', 'replace'))}" if text else "it is empty"
         raise Rejection(UNTAGGED._replace(detail=f"its ImageDescription isn't JSON, {begins}")) from None
@@ -853,7 +849,7 @@ def as_text(value: object) -> str:
 
 def valid_text(text: str) -> str:
     """The text with U+FFFD for each lone surrogate: bytes of a name or of JSON that aren't UTF-8."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def position_of(photo: Mapping[str, Any]) -> tuple[float, float]:
@@ -1002,11 +998,15 @@ def find_slot(tagging: Tagging) -> Slot:
 
 def overlaps(own: Tag, tiff: bytes, tags: list[Tag]) -> bool:
     """Whether a tag's value lies over the header, a directory, another tag's value or the thumbnail."""
-    taken = [(0, 8)] + [(tag.entry - 2, tag.entry + 16) for tag in tags]  # with the directory's count and its link
-    taken += [(tag.at, tag.at + tag.size) for tag in tags if tag is not own and tag.size > 4]
     start, size = (tag_number(tiff, tags, number) for number in (THUMBNAIL_AT, THUMBNAIL_SIZE))
-    taken.append((start, start + size))
-    return any(start < own.at + own.size and own.at < end for start, end in taken)
+    end = own.at + own.size
+    if own.at < max(8, start + size) and (own.at < 8 or start < end):
+        return True
+    for tag in tags:
+        entry = tag.entry - 2 < end and own.at < tag.entry + 16  # with the directory's count and its link
+        if entry or (tag.size > 4 and tag.at < end and own.at < tag.at + tag.size and tag is not own):
+            return True
+    return False
 
 
 def roomy(photo: Photo, exif: Exif) -> Photo:
@@ -3144,12 +3144,12 @@ def read_and_check(folder: Path, files: Sequence[str], resume: Resume, shell: Sh
     """Step 1: a verdict on each photo, in order. Published ones aren't opened while size and mtime are as noted."""
     options, console = shell.options, shell.console
     console.info(f"checking {len(files):,} photos in {shown(folder)}")
-    now = shell.clock.now()
-    check_age(folder, files, options.min_age, now)
+    rules = Rules(shell.clock.now(), options.utc_offset)
+    check_age(folder, files, options.min_age, rules.now)
     index = PublishedIndex(resume, files)
     verdicts = []
     for done, file in enumerate(files):
-        verdicts.append(judge_file(folder, file, Rules(now, options.utc_offset), index))
+        verdicts.append(judge_file(folder, file, rules, index))
         console.checking(done, len(files))
     kept = {file for record in resume.sequences.values() for file in record.photos}
     verdicts = find_copies(verdicts, kept, lambda one, other: same_content(place(folder, one), place(folder, other)))
