@@ -260,6 +260,15 @@ class Slot:
     exif: Exif | None = None
 
 
+class Source(NamedTuple):
+    """The file that a photo was read from: its path in the folder, bytes, mtime in ns, and pixels (width x height)."""
+
+    file: str
+    size: int
+    mtime_ns: int
+    pixels: int
+
+
 class Splice(NamedTuple):
     """Replace the file's bytes start..end by `data`."""
 
@@ -272,6 +281,10 @@ class Splice(NamedTuple):
 class Photo:
     """A photo that passed. Degrees, metres, milliseconds UTC; `photo_id` is "" where Sequence Maker left none."""
 
+    file: str
+    size: int
+    mtime_ns: int
+    pixels: int
     photo_id: str
     sequence_id: str
     taken_at: int
@@ -284,10 +297,6 @@ class Photo:
     orientation: int
     connections: tuple[str, ...]
     slot: Slot
-    file: str = ""
-    size: int = 0
-    mtime_ns: int = 0
-    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,7 +462,7 @@ NOT_PANORAMA = Problem(
 APP1, QUANTIZATION, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDB, 0xDA, 0xD9, 0xD8
 FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # ITU T.81, table B.1
 TELLING = {APP1, QUANTIZATION, START_OF_SCAN, *FRAME_HEADERS}  # EXIF, XMP, and what Pillow looks at
-EXIF_MARK, XMP_MARK = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+BOM, EXIF_MARK, XMP_MARK = b"\xef\xbb\xbf", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 GPANO = "http://ns.google.com/photos/1.0/panorama/ "
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 TYPE_SIZES = {
@@ -661,6 +670,7 @@ TIME = re.compile(
     r"\s*(\d{4})[:-](\d\d)[:-](\d\d)[T ]\s*(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?\s*(Z|[-+]\d\d(?::?\d\d)?)?\s*",
     re.ASCII | re.IGNORECASE,
 )
+ZONE = re.compile(r"([-+])(\d\d):?([0-5]\d)?", re.ASCII)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -693,10 +703,9 @@ def judge(stream: BinaryIO, file: str, status: os.stat_result, rules: Rules) -> 
         tagging = found.take(read_tagging, head)
         if tagging:
             photo_id = as_text(tagging.photo.get("id"))
-            photo = found.take(read_photo, tagging, rules, found)
-    if photo and head and not found.problems:
-        pixels = head.width * head.height
-        photo = replace(photo, file=file, size=status.st_size, mtime_ns=status.st_mtime_ns, pixels=pixels)
+            source = Source(file, status.st_size, status.st_mtime_ns, head.width * head.height)
+            photo = found.take(read_photo, tagging, source, rules, found)
+    if photo and not found.problems:
         return Verdict(file, photo, photo_id, (), tuple(found.notes))
     return Verdict(file, None, photo_id, tuple(found.problems), tuple(found.notes))
 
@@ -729,11 +738,9 @@ def check_panorama(head: Head) -> list[str]:
     kind = gpano.get("ProjectionType", "").strip()
     if kind.casefold() != "equirectangular":
         raise Rejection(NOT_PANORAMA._replace(detail=f"it says {shown(kind[:40])}" if kind else ""))
-    sides = ("Width", "Height")
-    if all(f"FullPano{side}Pixels" in gpano and f"CroppedAreaImage{side}Pixels" in gpano for side in sides):
-        whole = all(gpano[f"FullPano{side}Pixels"] == gpano[f"CroppedAreaImage{side}Pixels"] for side in sides)
-    else:
-        whole = head.width == 2 * head.height
+    full = gpano.get("FullPanoWidthPixels"), gpano.get("FullPanoHeightPixels")
+    part = gpano.get("CroppedAreaImageWidthPixels"), gpano.get("CroppedAreaImageHeightPixels")
+    whole = head.width == 2 * head.height if None in full + part else full == part
     return [] if whole else ["the panorama covers part of the sphere; the rest will be blank"]
 
 
@@ -775,7 +782,7 @@ def has_description(tiff: bytes) -> bool:
     return any((tag.ifd, tag.number) == ("IFD0", IMAGE_DESCRIPTION) for tag in read_tags(tiff))
 
 
-def read_photo(tagging: Tagging, rules: Rules, found: Findings) -> Photo | None:
+def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) -> Photo | None:
     """The photo that Sequence Maker's JSON describes; its problems and warnings go into `found`."""
     photo, sequence, exif, tags, _ = tagging
     position = found.take(position_of, photo)
@@ -790,6 +797,7 @@ def read_photo(tagging: Tagging, rules: Rules, found: Findings) -> Photo | None:
     if position is None or taken_at is None or sequence_id is None or slot is None:
         return None
     shot = Photo(
+        *source,
         photo_id=as_text(photo.get("id")),
         sequence_id=sequence_id,
         taken_at=taken_at.ms,
@@ -811,7 +819,7 @@ def sequence_maker_json(tiff: bytes, own: Tag) -> tuple[dict[str, Any], dict[str
     text = tiff[own.at : own.at + own.size].rstrip(b"\0 \t\r\n")
     try:
         # A byte that isn't text becomes a lone surrogate and harms no other string
-        value = json.loads(text.decode("utf-8-sig", "surrogateescape"))
+        value = json.loads(text.removeprefix(BOM).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         begins = f"it begins {shown(text[:30].decode('ascii', 'replace'))}" if text else "it is empty"
         raise Rejection(UNTAGGED._replace(detail=f"its ImageDescription isn't JSON, {begins}")) from None
@@ -841,10 +849,10 @@ def rounded(value: float | None, digits: int) -> float | None:
 
 
 def as_text(value: object) -> str:
-    """Text, or a number as text; "" for all else. What isn't valid text becomes U+FFFD."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return ""
-    return valid_text(str(value)) if str(value).strip("\0 \t\r\n") else ""
+    """Text, or a finite number as text; "" for all else. What isn't valid text becomes U+FFFD."""
+    if isinstance(value, str):
+        return valid_text(value) if value.strip("\0 \t\r\n") else ""
+    return "" if finite(value) is None else str(value)
 
 
 def valid_text(text: str) -> str:
@@ -942,7 +950,7 @@ def parse_zone(text: str) -> int | None:
     """±HH:MM, ±HHMM, ±HH or Z in minutes; None for all else. No zone is wider than 14 hours (IANA tz database)."""
     if text in ("Z", "z"):
         return 0
-    match = re.fullmatch(r"([-+])(\d\d):?([0-5]\d)?", text, re.ASCII)
+    match = ZONE.fullmatch(text)
     minutes = 60 * int(match[2]) + int(match[3] or 0) if match else 0
     if not match or minutes > 14 * 60:
         return None
@@ -985,7 +993,7 @@ def connections_of(photo: Mapping[str, Any]) -> dict[str, Any]:
 
 def connected_ids(photo: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids of the photos that Sequence Maker connected this one to, without the bogus "null"."""
-    return tuple(as_text(key) for key in connections_of(photo) if key != "null")
+    return tuple(valid_text(key) for key in connections_of(photo) if key != "null")
 
 
 def find_slot(tagging: Tagging) -> Slot:
@@ -998,9 +1006,8 @@ def find_slot(tagging: Tagging) -> Slot:
 
 def overlaps(own: Tag, tiff: bytes, tags: list[Tag]) -> bool:
     """Whether a tag's value lies over the header, a directory, another tag's value or the thumbnail."""
-    start, size = (tag_number(tiff, tags, number) for number in (THUMBNAIL_AT, THUMBNAIL_SIZE))
-    end = own.at + own.size
-    if own.at < max(8, start + size) and (own.at < 8 or start < end):
+    end, thumbnail = own.at + own.size, tag_number(tiff, tags, THUMBNAIL_AT)
+    if own.at < 8 or (thumbnail < end and own.at < thumbnail + tag_number(tiff, tags, THUMBNAIL_SIZE)):
         return True
     for tag in tags:
         entry = tag.entry - 2 < end and own.at < tag.entry + 16  # with the directory's count and its link
@@ -1063,14 +1070,17 @@ def natural_order(file: str) -> list[tuple[int, str]]:
 
 
 def plan_sequences(photos: Iterable[Photo], settled: Iterable[str]) -> list[Part]:
-    """Group, order and cut photos to Mapillary's limits. `settled`: the sequences that are published already."""
+    """Group photos, order them by time, cut them to Mapillary's limits. `settled`: the sequences published already.
+
+    The photos come in natural order, and keep it where times are equal.
+    """
     groups: dict[str, list[Photo]] = {}
     for photo in photos:
         groups.setdefault(photo.sequence_id, []).append(photo)
     taken = {*settled, *groups}
     parts: list[Part] = []
     for sequence_id, members in groups.items():
-        members.sort(key=lambda photo: (photo.taken_at, natural_order(photo.file)))
+        members.sort(key=lambda photo: photo.taken_at)
         cuts = cut(list(zip(members, spread([photo.taken_at for photo in members]))))
         for uuid, piece in zip(part_names(sequence_id, len(cuts), taken, set(settled)), cuts):
             parts.append(Part(uuid, tuple(Planned(photo, uuid, captured_at) for photo, captured_at in piece)))
@@ -2228,16 +2238,12 @@ def place(folder: Path, file: str) -> Path:
 
 
 def open_photo(path: Path) -> BinaryIO:
-    """Open a regular file for reading; raise Rejection for anything else, and never wait for a FIFO."""
+    """Open a file for reading; raise Rejection where that fails. Never waits, whatever has become of the file."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        stream = open(path, "rb", buffering=128 * 1024, opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+        return open(path, "rb", buffering=128 * 1024, opener=lambda name, _: os.open(name, flags))
     except OSError as error:
         raise Rejection(NO_FILE._replace(detail=error.strerror or "")) from error
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise Rejection(NO_FILE._replace(detail="not a regular file"))
-    return stream
 
 
 def check_unchanged(stream: BinaryIO, photo: Photo) -> None:
@@ -3181,17 +3187,14 @@ class PublishedIndex:
             for file, entry in record.photos.items():
                 self.by_file[file] = uuid, entry
                 self.by_id[entry.photo_id or f"\0{file}"] = uuid, file, entry
-                self.by_shot[entry.taken_at, entry.latitude, entry.longitude, entry.make, entry.model] = (
-                    uuid,
-                    file,
-                    entry,
-                )
+                shot = (from_iso(entry.taken_at), entry.latitude, entry.longitude, entry.make, entry.model)
+                self.by_shot[shot] = uuid, file, entry
 
     def find(self, photo: Photo) -> tuple[str, str, Entry] | None:
         """(sequence, file, entry) that the photo counts as; None where it is new."""
         if found := self.by_id.get(photo.photo_id):
             return found
-        found = self.by_shot.get((iso(photo.taken_at), photo.latitude, photo.longitude, photo.make, photo.model))
+        found = self.by_shot.get((photo.taken_at, photo.latitude, photo.longitude, photo.make, photo.model))
         # Two shots of one burst are alike: where Sequence Maker gave the other another id in the same sequence, and it
         # is still here, this one is a photo of its own
         if found and re.fullmatch(re.escape(photo.sequence_id) + r"(_\d+)?", found[0]) and found[1] in self.files:
@@ -3207,8 +3210,10 @@ def judge_file(folder: Path, file: str, rules: Rules, index: PublishedIndex) -> 
         status = path.stat()
         if noted and (status.st_size, status.st_mtime_ns) == (noted[1].size, noted[1].mtime_ns):
             return Verdict(file, photo_id=noted[1].photo_id, published=noted[0])
+        if not stat.S_ISREG(status.st_mode):
+            raise Rejection(NO_FILE._replace(detail="not a regular file"))
         with open_photo(path) as stream:
-            verdict = judge(stream, file, os.fstat(stream.fileno()), rules)
+            verdict = judge(stream, file, status, rules)
     except OSError as error:
         verdict = Verdict(file, problems=(NO_FILE._replace(detail=error.strerror or ""),))
     except Rejection as error:

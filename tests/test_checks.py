@@ -47,3 +47,15 @@ def test_any_value_of_any_field_gives_a_reason_or_a_description_of_finite_number
         description = mu.describe(planned(verdict.photo))
         json.dumps(description, allow_nan=False)
         assert math.isfinite(description["MAPLatitude"])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("key", KEYS)
+def test_a_number_that_is_not_finite_counts_as_absent(key: str, number: str) -> None:
+    def photo_with(value: str) -> mu.Verdict:
+        text = json.dumps(factory.sequence_maker_json({key: "HERE"})).replace('"HERE"', value.ljust(len("-Infinity")))
+        return judged(factory.photo_bytes(text.encode()))
+
+    verdict, absent = photo_with(number), photo_with("null")
+    assert verdict.photo == absent.photo
+    assert [problem.what for problem in verdict.problems] == [problem.what for problem in absent.problems]

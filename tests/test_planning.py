@@ -15,11 +15,12 @@ def photo(file: str, taken_at: int = 0, pixels: int = 1, sequence: str = "s", la
     """A photo that passed."""
     values = {"altitude": None, "heading": None, "make": "", "model": "", "orientation": 1, "connections": ()}
     place = {"latitude": latitude, "longitude": 0.0, "photo_id": file, "slot": SLOT, "file": file, "pixels": pixels}
+    place |= {"size": 1, "mtime_ns": 0}
     return mu.Photo(sequence_id=sequence, taken_at=taken_at, **values, **place)  # type: ignore[arg-type]
 
 
 def test_photos_are_grouped_by_sequence_and_ordered_by_time_then_name() -> None:
-    photos = [photo("IMG_10", 5), photo("IMG_2", 5), photo("b", 1), photo("x", 0, sequence="other")]
+    photos = [photo("IMG_2", 5), photo("IMG_10", 5), photo("b", 1), photo("x", 0, sequence="other")]
     parts = mu.plan_sequences(photos, ())
     assert [(part.uuid, [p.photo.file for p in part.photos]) for part in parts] == [
         ("s", ["b", "IMG_2", "IMG_10"]),
