@@ -1900,7 +1900,7 @@ class SendPhoto:
     known: Entry | None
     ask: bool
 
-    def __call__(self, client: Client) -> Sent:
+    def __call__(self, connections: Connections) -> Sent:
         photo = self.planned.photo
         splices = tagged(self.planned)
         with open_photo(place(self.folder, photo.file)) as stream:
@@ -1910,10 +1910,11 @@ class SendPhoto:
                 digest.update(block)
             key = f"mly_tools_{digest.hexdigest()}.jpg"
             size = tagged_size(photo.size, splices)
-            transfer = Transfer(client, key, size, lambda at: tagged_blocks(stream, photo.size, splices, at))
-            handle = transfer.run(self.ask or (self.known is not None and self.known.session_key == key))
+            with connections.one() as client:
+                transfer = Transfer(client, key, size, lambda at: tagged_blocks(stream, photo.size, splices, at))
+                handle = transfer.run(self.ask or (self.known is not None and self.known.session_key == key))
+                uploaded_at = iso(client.line.clock.now())
             check_unchanged(stream, photo)
-        uploaded_at = iso(client.line.clock.now())
         if self.known and self.known.session_key == key and not transfer.sent:
             uploaded_at = self.known.uploaded_at
         return Sent(entry_of(self.planned, key, handle, uploaded_at), transfer.found)
@@ -1926,33 +1927,61 @@ class SendManifest:
     uuid: str
     handles: tuple[str, ...]
 
-    def __call__(self, client: Client) -> str:
+    def __call__(self, connections: Connections) -> str:
         content = {"version": "1", "upload_type": "images", "image_handles": self.handles}
         body = json.dumps(content).encode()
         key = f"mly_tools_{hashlib.md5(body, usedforsecurity=False).hexdigest()}.json"
-        return Transfer(client, key, len(body), lambda at: iter((body[at:],))).run(ask=False)
+        with connections.one() as client:
+            return Transfer(client, key, len(body), lambda at: iter((body[at:],))).run(ask=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Publish a sequence. The intent must be in the resume file before."""
+    """Publish a sequence, at once: it waits for no connection. The intent must be in the resume file before."""
 
     uuid: str
     manifest_handle: str
     organization_id: str | None
 
-    def __call__(self, client: Client) -> str:
+    def __call__(self, connections: Connections) -> str:
+        client = connections.new()
         return client.line.persist(lambda: client.finish(self.manifest_handle, self.organization_id))
 
 
 Job = SendPhoto | SendManifest | Finish
 
 
+class Connections:
+    """A run's connections: jobs take one only while they talk to Mapillary. Publishing has one of its own (`new`)."""
+
+    def __init__(self, count: int, new: Callable[[], Client]) -> None:
+        self.new = new
+        self._idle: queue.SimpleQueue[Client] = queue.SimpleQueue()
+        for _ in range(count):
+            self._idle.put(new())
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Client]:
+        """Wait for an idle connection, and keep it for the while of a `with`."""
+        client = self._idle.get()
+        try:
+            yield client
+        except Exception as error:
+            if not isinstance(error, (SignInError, Stopped)):  # these end the run: nobody else may begin a call
+                self._idle.put(client)
+            raise
+        self._idle.put(client)
+
+
 class Crew:
-    """Worker threads, each with a connection of its own. Jobs go in, (job, result or exception) comes out."""
+    """Worker threads. Jobs go in, (job, result or exception) comes out.
+
+    There is one worker more than connections: it hashes the next photo while all of them are busy.
+    """
 
     def __init__(self, count: int, new_client: Callable[[], Client]) -> None:
-        self.count, self.busy, self._new_client = count, 0, new_client
+        self.count, self.busy = count + 1, 0
+        self._connections = Connections(count, new_client)
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
         self._threads = 0
@@ -1975,11 +2004,10 @@ class Crew:
         return item
 
     def _work(self) -> None:
-        client = self._new_client()
         while True:
             job = self._jobs.get()
             try:
-                result: Any = job(client)
+                result: Any = job(self._connections)
             except BaseException as error:  # every error of a worker reaches the main thread
                 result = error
             self._done.put((job, result))
@@ -2038,7 +2066,7 @@ class Uploading:
 
     def loop(self) -> None:
         """Keep the crew at work until nothing is left, or the outage outlasts the patience."""
-        while self.todo or self.crew.busy:
+        while self.todo or self.crew.busy or self.outage:
             while self.todo and self.crew.busy < self.crew.count and not self.outage:
                 self.crew.start(self.probing(self.todo.popleft()))
             if self.outage and not self.crew.busy:
@@ -2091,7 +2119,9 @@ class Uploading:
         self.report.fail(job, what, error)
         if isinstance(error, Passing):
             self.stalled.append(job)
-            self.outage = self.outage or self.waited > 0 or len(self.stalled) >= max(2, self.crew.count)
+            others = self.todo or self.crew.busy
+            every = max(2, self.run.options.workers if others else 0)  # one alone may be a bad photo
+            self.outage = self.outage or self.waited > 0 or len(self.stalled) >= every
 
     def sit_out(self) -> None:
         """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
@@ -2104,6 +2134,7 @@ class Uploading:
                 )
             )
             self.todo.clear()
+            self.outage = False
             return
         pause = min(patience - self.waited, max(FIRST_OUTAGE_WAIT, min(self.waited, LONGEST_OUTAGE_WAIT)))
         self.run.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")

@@ -57,7 +57,7 @@ class Place:
 @contextmanager
 def running_sandbox(delay: float, bandwidth: float | None) -> Iterator[dict[str, str]]:
     """The sandbox as a process; its environment variables."""
-    command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--delay", str(delay)]
+    command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", "--delay", str(delay)]
     command += ["--bandwidth", str(bandwidth)] if bandwidth else []
     with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as process:
         environment: dict[str, str] = {}

@@ -48,7 +48,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 JSON = dict[str, Any]
 
 RECEIVE_BUFFER = 1 << 18  # bytes; larger ones were no faster
-HEAD_KEPT = 1 << 20  # bytes of a photo kept until it is complete, to find its EXIF in
+HEAD_KEPT = 1 << 18  # bytes of a photo kept until it is complete, to find its EXIF in
 TICK = 0.02  # seconds; a limited bandwidth is handed out in portions of this length
 PATIENCE = 2.0  # seconds spent on reading the rest of a request that was answered early
 FOREVER = 3600.0  # seconds; longer than any test
@@ -173,13 +173,14 @@ class Upload:
     def _posts(self) -> list[Request]:
         return [request for request in self.traffic if request.route == f"POST /{self.key}"]
 
-    def append(self, block: memoryview, writer: object, keep: bool) -> bool:
+    def append(self, block: memoryview, writer: object, sandbox: Sandbox) -> bool:
         """Takes a block in; False if another call has taken over."""
         with self.lock:
             if self.writer is not writer:
                 return False
-            self.digest.update(block)
-            if keep or self.size < HEAD_KEPT:
+            if sandbox.hashing:
+                self.digest.update(block)
+            if sandbox.keep or self.size < HEAD_KEPT:
                 self.data += block
             self.size += len(block)
             return True
@@ -416,11 +417,13 @@ class Sandbox:
     """The stand-in. Settings may be changed while it runs; `stop` and `start` again keep port and contents."""
 
     def __init__(self, *, port: int = 0, delay: float = 0.0, bandwidth: float | None = None,
-                 live_after: float = 0.0, keep: bool = True, verbose: bool = False) -> None:  # fmt: skip
+                 live_after: float = 0.0, keep: bool = True, hashing: bool = True,
+                 verbose: bool = False) -> None:  # fmt: skip
         self.delay = delay  # seconds, a round trip: waited before every answer
         self.bandwidth = bandwidth  # bytes/s that all connections share
         self.live_after = live_after  # seconds from publishing to appearing in GET /images
         self.keep = keep  # keep all bytes; without it memory doesn't grow with the photos
+        self.hashing = hashing  # take the md5 of what arrives, and refuse what isn't what its key says
         self.verbose = verbose  # a line on stderr for each request
         self.accounts = [Account()]
         self.organizations: dict[str, JSON] = {
@@ -758,11 +761,11 @@ class Sandbox:
                 raise Refusal(412, upload_error("OffsetInvalidError", message, retriable=True))
             upload.writer = call
         for block in call.blocks():
-            if not upload.append(block, call, self.keep):
+            if not upload.append(block, call, self):
                 raise Reset
         with upload.lock:
             promised = re.fullmatch(r"mly_tools_([0-9a-f]{32})\.(jpg|json)", upload.key)
-            if promised and promised[1] != upload.md5:
+            if self.hashing and promised and promised[1] != upload.md5:
                 self.corrupt.append(upload.key)
                 raise Refusal(400, upload_error("ChecksumError", f"The md5 is {upload.md5}"))
             return upload.complete(self.keep)
@@ -968,9 +971,10 @@ def arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--live-after", type=float, default=0.0, metavar="S", help="publishing to appearing")
     parser.add_argument("--port", type=int, default=0, metavar="P", help="default: any that is free")
     parser.add_argument("--stats", type=Path, metavar="FILE", help="write counts there at the end, as JSON")
+    parser.add_argument("--unhashed", action="store_true", help="for measuring: take all bytes for the right ones")
     parser.add_argument("--verbose", action="store_true", help="a line for each request")
     parser.add_argument("--serve", action="store_true", help="no COMMAND: print the variables, run until Ctrl-C")
-    flags = {"--verbose", "--serve", "--help", "-h"}
+    flags = {"--verbose", "--unhashed", "--serve", "--help", "-h"}
     end = 0
     while end < len(words) and words[end].startswith("-") and words[end] != "--":
         end += 1 if words[end] in flags or "=" in words[end] else 2
@@ -1009,7 +1013,7 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if options.serve else 128 + signal.SIGTERM))
     bandwidth = options.bandwidth and options.bandwidth * 1e6
     sandbox = Sandbox(port=options.port, delay=options.delay / 1000, bandwidth=bandwidth, keep=False,
-                      live_after=options.live_after, verbose=options.verbose)  # fmt: skip
+                      hashing=not options.unhashed, live_after=options.live_after, verbose=options.verbose)  # fmt: skip
     with sandbox:
         try:
             return serve(sandbox) if options.serve else run(command, sandbox)

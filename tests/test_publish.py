@@ -116,3 +116,14 @@ def test_a_full_disk_before_publishing_publishes_nothing(
 def test_what_is_unconfirmed_says_what_to_do(sandbox: Sandbox, unconfirmed: Path) -> None:
     result = upload(unconfirmed, sandbox)
     assert result.code == 1 and "--republish" in result.err and len(sandbox.clusters) == 1
+
+
+def test_a_publish_waits_for_no_upload(sandbox: Sandbox, tmp_path: Path) -> None:
+    photos = factory.tour(2, sequence_id="first") + factory.tour(
+        6, sequence_id="second", start="2021:07:30 09:00:00Z", names=[f"GT{n}.jpg" for n in range(6)]
+    )
+    folder = factory.write_tour(tmp_path / "two", photos)
+    sandbox.faults.append(Fault(match="POST /mly.*jpg", after=2, delay=0.5, times=None))
+    assert upload_here(folder, sandbox, mu.Clock(), workers=1) == 0 and len(sandbox.clusters) == 2
+    call = next(request for request in sandbox.requests if "finish_upload" in request.path)
+    assert any(other.started < call.started < other.ended for other in sandbox.requests if "jpg" in other.path)
