@@ -119,9 +119,7 @@ def test_what_is_unconfirmed_says_what_to_do(sandbox: Sandbox, unconfirmed: Path
 
 
 def test_a_publish_waits_for_no_upload(sandbox: Sandbox, tmp_path: Path) -> None:
-    photos = factory.tour(2, sequence_id="first") + factory.tour(
-        6, sequence_id="second", start="2021:07:30 09:00:00Z", names=[f"GT{n}.jpg" for n in range(6)]
-    )
+    photos = factory.tour(2) | factory.tour(6, sequence_id="two", names="X{}.jpg", latitude=52)
     folder = factory.write_tour(tmp_path / "two", photos)
     sandbox.faults.append(Fault(match="POST /mly.*jpg", after=2, delay=0.5, times=None))
     assert upload_here(folder, sandbox, mu.Clock(), workers=1) == 0 and len(sandbox.clusters) == 2
