@@ -823,7 +823,7 @@ def sequence_maker_json(tiff: bytes, own: Tag) -> tuple[dict[str, Any], dict[str
     except (ValueError, RecursionError):
         begins = f"it begins {shown(text[:30].decode('ascii', 'replace'))}" if text else "it is empty"
         raise Rejection(UNTAGGED._replace(detail=f"its ImageDescription isn't JSON, {begins}")) from None
-    if isinstance(value, dict) and all(key in value for key in ("MAPLatitude", "MAPLongitude", "MAPCaptureTime")):
+    if isinstance(value, dict) and value.keys() >= {"MAPLatitude", "MAPLongitude", "MAPCaptureTime"}:
         raise Rejection(ALREADY_DESCRIBED)
     photo, sequence = (value.get("photo"), value.get("sequence")) if isinstance(value, dict) else (None, None)
     if not (isinstance(photo, dict) and isinstance(sequence, dict)):
@@ -1010,8 +1010,9 @@ def overlaps(own: Tag, tiff: bytes, tags: list[Tag]) -> bool:
     if own.at < 8 or (thumbnail < end and own.at < thumbnail + tag_number(tiff, tags, THUMBNAIL_SIZE)):
         return True
     for tag in tags:
-        entry = tag.entry - 2 < end and own.at < tag.entry + 16  # with the directory's count and its link
-        if entry or (tag.size > 4 and tag.at < end and own.at < tag.at + tag.size and tag is not own):
+        if tag.entry - 2 < end and own.at < tag.entry + 16:  # with the directory's count and its link
+            return True
+        if tag.at < end and own.at < tag.at + tag.size and tag.size > 4 and tag is not own:
             return True
     return False
 
@@ -1063,10 +1064,11 @@ def find_missing(verdicts: Sequence[Verdict], known: Iterable[str]) -> list[Verd
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def natural_order(file: str) -> list[tuple[int, str]]:
+def natural_order(file: str) -> tuple[list[Any], str]:
     """Sort key of a relative path: numbers by value, IMG_2 before IMG_10."""
-    runs = re.split("([0-9]+)", file)
-    return [(int(run), "") if run.isdecimal() and run.isascii() else (-1, run) for run in runs] + [(-1, file)]
+    runs: list[Any] = re.split("([0-9]+)", file)  # text, number, text, …
+    runs[1::2] = map(int, runs[1::2])
+    return runs, file
 
 
 def plan_sequences(photos: Iterable[Photo], settled: Iterable[str]) -> list[Part]:
@@ -2272,7 +2274,7 @@ def open_photo(path: Path) -> BinaryIO:
     """Open a file for reading; raise Rejection where that fails. Never waits, whatever has become of the file."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return open(path, "rb", buffering=128 * 1024, opener=lambda name, _: os.open(name, flags))
+        return os.fdopen(os.open(path, flags), "rb", 128 * 1024)
     except OSError as error:
         raise Rejection(NO_FILE._replace(detail=error.strerror or "")) from error
 
