@@ -150,7 +150,7 @@ class Stopped(UploaderError):
     """Ctrl-C or SIGTERM; `code` says which."""
 
     def __init__(self, code: Exit = Exit.INTERRUPTED) -> None:
-        super().__init__("stopped", "The resume file is saved; run again to go on")
+        super().__init__("stopped", "What was done is saved; run again to go on")
         self.code = code
 
 
@@ -465,22 +465,8 @@ TELLING = {APP1, QUANTIZATION, START_OF_SCAN, *FRAME_HEADERS}  # EXIF, XMP, and 
 BOM, EXIF_MARK, XMP_MARK = b"\xef\xbb\xbf", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 GPANO = "http://ns.google.com/photos/1.0/panorama/ "
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-TYPE_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    129: 1,
-}  # Exif 3.0, 4.6.2
+# Exif 3.0, 4.6.2
+TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 DIRECTORIES = {0x8769: "Exif", 0x8825: "GPS", 0xA005: "Interoperability"}
 IMAGE_DESCRIPTION, ORIENTATION, OFFSET_TIME_ORIGINAL, SUB_SEC_TIME_ORIGINAL = 0x010E, 0x0112, 0x9011, 0x9291
 THUMBNAIL_AT, THUMBNAIL_SIZE, MAKER_NOTE = 0x0201, 0x0202, 0x927C
@@ -1125,11 +1111,14 @@ def part_names(sequence_id: str, count: int, taken: set[str], settled: set[str])
     return [uuid for uuid in numbered if uuid not in taken][:count]
 
 
-def find_hops(part: Part) -> dict[str, str]:
-    """file -> warning, for each photo that was reached faster than FASTEST_KMH from the one before."""
+def find_hops(parts: Iterable[Part]) -> dict[str, str]:
+    """file -> warning, for each photo that was reached faster than FASTEST_KMH from the one before, across cuts too."""
     hops = {}
-    for one, other in zip(part.photos, part.photos[1:]):
+    photos = [planned for part in parts for planned in part.photos]
+    for one, other in zip(photos, photos[1:]):
         here, there = one.photo, other.photo
+        if here.sequence_id != there.sequence_id:
+            continue
         metres = distance(here.latitude, here.longitude, there.latitude, there.longitude)
         kmh = 3_600 * metres / (other.captured_at - one.captured_at)
         if kmh > FASTEST_KMH and metres > 50:  # below, it is the receiver's noise in a burst
@@ -2562,9 +2551,9 @@ def save_profile(profile: Profile, path: Path) -> None:
 def valid_token(token: str) -> str:
     """The token without surrounding space; raise SignInError where a header can't carry it."""
     token = token.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
+    if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", token):
         raise SignInError(
-            "the token holds spaces or characters that no token has", "Copy it anew, without quotes around it"
+            "the token holds quotes, spaces or characters that no token has", "Copy it anew, without quotes around it"
         )
     return token
 
@@ -2741,12 +2730,12 @@ class Console:
         self.tick = 0.1 if self.terminal else 1.0
         self._lock = threading.Lock()
         self._drawn_at, self._bar = clock.seconds(), ""
-        self.begin()
+        self.begin(0)
 
-    def begin(self) -> None:
-        """A new folder: the counts start anew."""
-        self._total = self._photos = self._arrived = self._arrived_bytes = self._sent_before = 0
-        self._sequence, self._started = "", self.clock.seconds()
+    def begin(self, sent: int) -> None:
+        """A new folder: the counts start anew. `sent`: bytes handed to the network for others."""
+        self._total = self._photos = self._arrived = self._arrived_bytes = 0
+        self._sequence, self._started, self._sent_before = "", self.clock.seconds(), sent
 
     def info(self, text: str) -> None:
         """What goes on."""
@@ -2800,14 +2789,14 @@ class Console:
 
     def progress(self, sent: int) -> None:
         """Progress of step 3; `sent`: bytes handed to the network in this process."""
-        self._show(self._progress_text(sent))
+        self._show(self._progress_text(sent - self._sent_before))
 
     def _progress_text(self, sent: int) -> str:
         done = min(self._total, max(self._arrived_bytes, sent))
         rate = done / max(0.1, self.clock.seconds() - self._started)
         left = timedelta(seconds=int((self._total - done) / rate)) if rate else "?"
         text = f"{self._arrived:,}/{self._photos:,} photos, {in_words(done)}/{in_words(self._total)}"
-        sequence = f", sequence {self._sequence}" if self._sequence else ""
+        sequence = f", sequence {self._sequence[:8]}…" if self._sequence else ""  # 80 columns hold no more
         return f"{text}, {in_words(rate)}/s, {left} left{sequence}"
 
     def _show(self, text: str) -> None:
@@ -3203,8 +3192,8 @@ def check_age(folder: Path, files: Iterable[str], min_age: float, now: int) -> N
             age = now / 1000 - place(folder, file).stat().st_mtime
             if age < min_age:
                 raise UploaderError(
-                    f"{shown(file)} is {max(age, 0):.0f} s old: still being copied?",
-                    f"Wait until it is {min_age:g} s old",
+                    f"{shown(file)} is {max(age, 0):.0f} s old and may still be being copied",
+                    f"Run again when it is {min_age:g} s old",
                 )
 
 
@@ -3296,8 +3285,8 @@ def plan(verdicts: Iterable[Verdict], resume: Resume, report: Report) -> list[Pa
     parts = plan_sequences(fresh, resume.settled())
     for part in parts:
         report.planned |= {planned.photo.file: planned for planned in part.photos}
-        for file, text in find_hops(part).items():
-            report.verdicts[file] = report.verdicts[file].warned(text)
+    for file, text in find_hops(parts).items():
+        report.verdicts[file] = report.verdicts[file].warned(text)
     for verdict in report.verdicts.values():
         for problem in verdict.problems:
             report.console.error(f"{shown(verdict.file)}: {problem}")
@@ -3434,7 +3423,7 @@ def work_on(folder: Path, shell: Shell, report: Report) -> bool:
     below = os.path.relpath(folder, options.directory)
     if options.output and below != ".":
         shell = replace(shell, options=replace(options, output=options.output / below))
-    shell.console.begin()
+    shell.console.begin(shell.line.sent)
     try:
         (check_live if options.check else main)(folder, shell, report)
     except Exception as error:

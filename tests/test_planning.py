@@ -76,9 +76,16 @@ def test_a_part_never_takes_another_sequences_name() -> None:
     assert sorted(part.uuid for part in mu.plan_sequences(photos, ())) == ["s_1", "s_2", "s_3"]
 
 
-def test_a_fast_hop_is_warned_of() -> None:
-    part = mu.plan_sequences([photo("a", 0), photo("b", 1000, latitude=52.0), photo("c", 3_600_000, latitude=52.1)], ())
-    assert list(mu.find_hops(part[0])) == ["b"]
+def test_a_fast_hop_is_warned_of_and_none_between_sequences() -> None:
+    walk = [photo("a", 0), photo("b", 1000, latitude=52.0), photo("c", 3_600_000, latitude=52.1)]
+    other = [photo("d", 3_601_000, sequence="other")]
+    assert list(mu.find_hops(mu.plan_sequences(walk + other, ()))) == ["b"]
+
+
+def test_a_fast_hop_across_a_cut_is_warned_of() -> None:
+    photos = [photo(f"{n:04}", 2_000 * n, latitude=51 if n < mu.SEQUENCE_PHOTOS else 52) for n in range(1_002)]
+    parts = mu.plan_sequences(photos, ())
+    assert len(parts) == 2 and list(mu.find_hops(parts)) == ["1000"]
 
 
 def test_copies_are_rejected_and_the_one_that_the_resume_file_holds_is_kept() -> None:
