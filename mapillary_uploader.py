@@ -459,9 +459,8 @@ NOT_PANORAMA = Problem(
     "export it with panorama metadata, or remove it from the folder",
 )
 
-APP1, QUANTIZATION, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDB, 0xDA, 0xD9, 0xD8
-FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # ITU T.81, table B.1
-TELLING = {APP1, QUANTIZATION, START_OF_SCAN, *FRAME_HEADERS}  # EXIF, XMP, and what Pillow looks at
+APP1, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDA, 0xD9, 0xD8
+IDLE_SEGMENTS = {0xC4, *range(0xE0, 0xFF)} - {APP1}  # Huffman tables, other applications' data, comments
 BOM, EXIF_MARK, XMP_MARK = b"\xef\xbb\xbf", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 GPANO = "http://ns.google.com/photos/1.0/panorama/ "
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
@@ -494,16 +493,16 @@ def read_head(stream: BinaryIO, size: int) -> Head:
 
 
 def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, offset and payload of each segment that says something of the image, the start of the scan last."""
+    """Marker, offset and payload of each segment but the idle ones; the start of the first scan is the last."""
     at = 2
     while True:
         if at > MAX_HEADER_BYTES:
             raise Rejection(NOT_JPEG._replace(detail="over 16 MB before the pixels"))
         stream.seek(at)
         first, marker, length = struct.unpack(">BBH", stream.read(4).ljust(4, b"\xff"))
-        if first != 0xFF:
+        if first != 0xFF or (marker < 0xC0 and marker != 0x01):  # ITU T.81, table B.1: none below C0 but TEM
             raise Rejection(NOT_JPEG._replace(detail=f"no marker at byte {at}"))
-        if marker in (0x00, START_OF_IMAGE, END_OF_IMAGE):
+        if marker in (START_OF_IMAGE, END_OF_IMAGE):
             raise Rejection(NOT_JPEG._replace(detail="no image in it"))
         if marker == 0xFF and at < size:  # a fill byte (ITU T.81, B.1.1.2)
             at += 1
@@ -512,7 +511,7 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
         elif length < 2 or at + 2 + length > size:
             raise Rejection(CUT_IN_HEADER)
         else:
-            if marker in TELLING:
+            if marker not in IDLE_SEGMENTS:
                 yield marker, at + 4, stream.read(length - 2)
             if marker == START_OF_SCAN:
                 return

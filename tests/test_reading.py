@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from PIL import Image
 
 import factory
 from judging import judged
@@ -22,6 +25,17 @@ def test_a_photo_cut_inside_its_image_is_rejected_wherever_it_was_cut(trailer: b
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "cmyk", "grayscale"])
 def test_every_kind_of_jpeg_is_read(kind: str) -> None:
     assert judged(factory.photo_bytes(kind=kind)).problems == ()
+
+
+@pytest.mark.parametrize("marker", {*range(0x02, 0xFF)} - {*range(0xD0, 0xDA)})
+def test_a_segment_that_pillow_does_not_know_is_refused_and_any_other_passed_over(marker: int) -> None:
+    photo = factory.photo_bytes()
+    data = photo[:2] + bytes((0xFF, marker)) + b"\0\4ab" + photo[2:]
+    try:
+        known = Image.open(io.BytesIO(data)).format == "JPEG"
+    except OSError:
+        known = False
+    assert bool(judged(data).photo) is known
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8", b"GIF89a" + b"\0" * 50, b"\x89PNG\r\n\x1a\n" * 9])
