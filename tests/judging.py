@@ -21,10 +21,9 @@ def planned(photo: mu.Photo) -> mu.Planned:
     return mu.plan_sequences([photo], [])[0].photos[0]
 
 
-def sent(data: bytes, file: str = "photo.jpg") -> bytes | None:
-    """The bytes that are sent of a photo; None where it is rejected."""
-    photo = judged(data, file).photo
-    if photo is None:
-        return None
-    splices = mu.tagged(planned(photo))
+def sent(data: bytes, file: str = "photo.jpg") -> bytes:
+    """The bytes that are sent of a photo that passes; an AssertionError with its problems where it doesn't."""
+    verdict = judged(data, file)
+    assert verdict.photo, verdict.problems
+    splices = mu.tagged(planned(verdict.photo))
     return b"".join(mu.tagged_blocks(io.BytesIO(data), len(data), splices))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import factory
 import mapillary_uploader as mu
+from judging import judged, sent
 from support import SHARED_PHOTOS
 
 NOISE = ("SourceFile", "System:", "ExifTool:", "IFD0:ImageDescription", "File:FileSize")
@@ -49,20 +48,6 @@ SHORT = {
     "sequence": {"id": "s"},
 }
 SHORT_TEXT = json.dumps(SHORT, separators=(",", ":"))
-
-
-def judged(data: bytes) -> mu.Verdict:
-    """The verdict on a photo in memory."""
-    status: Any = SimpleNamespace(st_size=len(data), st_mtime_ns=0)
-    return mu.judge(io.BytesIO(data), "A.jpg", status, mu.Rules(mu.Clock().now()))
-
-
-def sent(data: bytes) -> bytes:
-    """The bytes that are sent of a photo that passes."""
-    photo = judged(data).photo
-    assert photo
-    splices = mu.tagged(mu.Planned(photo, photo.sequence_id, photo.taken_at))
-    return b"".join(mu.tagged_blocks(io.BytesIO(data), len(data), splices))
 
 
 def exiftool(folder: Path) -> dict[str, dict[str, Any]]:
@@ -152,8 +137,7 @@ def test_sizes_at_the_limits() -> None:
         (65_500, 32_750, False),
     ):
         assert bool(judged(factory.photo_bytes(sof_size=(width, height))).photo) is fits
-    status: Any = SimpleNamespace(st_size=mu.MAX_BYTES, st_mtime_ns=0)
-    mu.check_size(status.st_size)
+    mu.check_size(mu.MAX_BYTES)
     with pytest.raises(mu.Rejection, match="larger than 50 MB"):
         mu.check_size(mu.MAX_BYTES + 1)
 
