@@ -1282,7 +1282,10 @@ def tagged_pieces(stream: BinaryIO, size: int, splices: Sequence[Splice]) -> Ite
     for splice in (*splices, Splice(size, size, b"")):
         stream.seek(at)
         while at < splice.start:
-            piece = stream.read(min(BLOCK, splice.start - at))
+            try:
+                piece = stream.read(min(BLOCK, splice.start - at))
+            except OSError as error:
+                raise PhotoChanged(f"the photo can't be read any more: {error.strerror}", "See to the disk") from error
             if not piece:
                 raise PhotoChanged("the photo became shorter while it was read", "Run again when it is at rest")
             at += len(piece)
@@ -1333,6 +1336,11 @@ class Resume:
         """Put a photo's entry into a sequence."""
         self.sequences[uuid].photos[file] = entry
         self._written.pop(uuid, None)
+        self.changed = True
+
+    def drop(self, uuid: str, file: str) -> None:
+        """Take a photo out of a sequence."""
+        self.sequences[uuid].photos.pop(file, None)
         self.changed = True
 
     def save(self) -> None:
@@ -1711,7 +1719,7 @@ class Client:
             self.close()
             raise broken(name, error) from error
         took = 1000 * (self.line.clock.seconds() - started)
-        message = without(self.secrets, server_message(answer))
+        message = server_message(answer, self.secrets)
         self.line.log(f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
         return judge_answer(name, answer.status_code, json_of(answer), answer.headers, message)
 
@@ -1741,13 +1749,13 @@ def new_session(token: str) -> requests.Session:
 
 def broken(name: str, error: Exception) -> Passing:
     """What a failed call means: NotActedOn where the connection didn't come about, else nobody knows."""
-    import requests
-    from urllib3.exceptions import NewConnectionError
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
-    before = (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)
-    text = type(reason or error).__name__
-    if isinstance(error, before) or isinstance(reason, NewConnectionError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+    reason = getattr(reason, "original_error", reason)  # what a proxy error stands for: it may be an answer lost
+    text, said = type(reason or error).__name__, str(error)
+    never_left = any(words in said for words in ("CERTIFICATE_VERIFY_FAILED", "Tunnel connection failed"))
+    if isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or never_left:
         return NotActedOn(f"{name}: no connection ({text})")
     return Passing(f"{name}: the connection was lost ({text})")
 
@@ -1761,15 +1769,15 @@ def json_of(answer: requests.Response) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def server_message(answer: requests.Response) -> str:
-    """What the server says of a failure: error.message, debug_info.message, or a text's start."""
+def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
+    """What the server says of a failure, without secrets: error.message, debug_info.message, or a text's start."""
     if answer.ok:
         return ""
     data = json_of(answer)
     for key in ("error", "debug_info"):
         if isinstance(data.get(key), dict) and (text := data[key].get("error_user_msg") or data[key].get("message")):
-            return shown(text)[:300]
-    return shown(" ".join(re.sub("<[^>]*>", " ", answer.text[:2000]).split()))[:100]
+            return shown(without(secrets, str(text)))[:300]
+    return shown(" ".join(re.sub("<[^>]*>", " ", without(secrets, answer.text)[:2000]).split()))[:100]
 
 
 def judge_answer(
@@ -2012,7 +2020,7 @@ class Uploading:
         self.todo: deque[Job] = deque()
         self.missing: dict[str, set[str]] = {}  # per sequence, the photos that haven't arrived
         self.stalled: list[Job] = []  # what failed since something last got through
-        self.outage, self.waited = False, 0.0
+        self.waited = 0.0
         self.probes = 0 if resume.closed else 2 * run.options.workers
         self.crew = Crew(run.options.workers, run.client)
         self.saved_at, self.save_cost = run.clock.seconds(), 0.0
@@ -2059,7 +2067,7 @@ class Uploading:
         while self.todo or self.crew.busy or self.outage:
             while self.todo and self.crew.busy < self.crew.count and not self.outage:
                 self.crew.start(self.probing(self.todo.popleft()))
-            if self.outage and not self.crew.busy:
+            if not self.crew.busy:
                 self.sit_out()
             elif item := self.crew.next(self.run.console.tick):
                 self.settle(*item)
@@ -2080,7 +2088,7 @@ class Uploading:
         elif isinstance(result, UploaderError):
             self.failed(job, result)
         else:
-            self.stalled, self.outage, self.waited = [], False, 0.0
+            self.stalled, self.waited = [], 0.0
             self.run.line.got_through()
             self.arrived(job, result)
 
@@ -2102,6 +2110,7 @@ class Uploading:
         if isinstance(job, SendPhoto) and isinstance(error, Refused) and self.run.options.skip_invalid:
             problem = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use", str(error))
             self.report.reject(job.planned.photo.file, problem)
+            self.resume.drop(job.planned.uuid, job.planned.photo.file)  # an older handle must not be published
             self.missing[job.planned.uuid].discard(job.planned.photo.file)
             self.publish_if_complete(job.planned.uuid)
             return
@@ -2109,9 +2118,13 @@ class Uploading:
         self.report.fail(job, what, error)
         if isinstance(error, Passing):
             self.stalled.append(job)
-            others = self.todo or self.crew.busy
-            every = max(2, self.run.options.workers if others else 0)  # one alone may be a bad photo
-            self.outage = self.outage or self.waited > 0 or len(self.stalled) >= every
+
+    @property
+    def outage(self) -> bool:
+        """Whether nothing gets through: every worker failed in turn, or all that is left. One may be a bad photo."""
+        left = self.todo or self.crew.busy
+        enough = 1 if self.waited else max(2, self.run.options.workers if left else 0)
+        return len(self.stalled) >= enough
 
     def sit_out(self) -> None:
         """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
@@ -2124,7 +2137,7 @@ class Uploading:
                 )
             )
             self.todo.clear()
-            self.outage = False
+            self.stalled = []
             return
         pause = min(patience - self.waited, max(FIRST_OUTAGE_WAIT, min(self.waited, LONGEST_OUTAGE_WAIT)))
         self.run.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")
@@ -2132,7 +2145,7 @@ class Uploading:
         self.run.clock.wait(pause, self.run.line.stop)
         self.waited += pause
         self.todo.extendleft(reversed(self.stalled))
-        self.stalled, self.outage = [], False
+        self.stalled = []
 
     def publish_if_complete(self, uuid: str) -> None:
         """Send the manifest once every photo of the part has arrived."""
@@ -2193,7 +2206,8 @@ class Uploading:
             if item is None:
                 break
             with contextlib.suppress(UploaderError):
-                self.settle(*item)
+                if not isinstance(item[0], SendManifest):  # no publish begins any more
+                    self.settle(*item)
         with contextlib.suppress(UploaderError):  # the error that ended the run matters more
             self.resume.save()
 
@@ -2729,12 +2743,12 @@ class Console:
         self.tick = 0.1 if self.terminal else 1.0
         self._lock = threading.Lock()
         self._drawn_at, self._bar = clock.seconds(), ""
-        self.begin(0)
+        self.begin()
 
-    def begin(self, sent: int) -> None:
-        """A new folder: the counts start anew. `sent`: bytes handed to the network for others."""
+    def begin(self) -> None:
+        """A new folder: the counts start anew."""
         self._total = self._photos = self._arrived = self._arrived_bytes = 0
-        self._sequence, self._started, self._sent_before = "", self.clock.seconds(), sent
+        self._sequence, self._started = "", self.clock.seconds()
 
     def info(self, text: str) -> None:
         """What goes on."""
@@ -2787,8 +2801,8 @@ class Console:
         self._sequence = planned.uuid
 
     def progress(self, sent: int) -> None:
-        """Progress of step 3; `sent`: bytes handed to the network in this process."""
-        self._show(self._progress_text(sent - self._sent_before))
+        """Progress of step 3; `sent`: bytes handed to the network for this folder."""
+        self._show(self._progress_text(sent))
 
     def _progress_text(self, sent: int) -> str:
         done = min(self._total, max(self._arrived_bytes, sent))
@@ -3263,7 +3277,7 @@ def is_same_photo(folder: Path, photo: Photo, uuid: str, file: str, entry: Entry
         return True
     planned = Planned(replace(photo, file=file), uuid, from_iso(entry.captured_at))
     digest = hashlib.md5(usedforsecurity=False)
-    with open_photo(place(folder, photo.file)) as stream:
+    with contextlib.suppress(PhotoChanged), open_photo(place(folder, photo.file)) as stream:
         for block in tagged_blocks(stream, photo.size, tagged(planned)):
             digest.update(block)
     return entry.session_key == f"mly_tools_{digest.hexdigest()}.jpg"
@@ -3422,7 +3436,8 @@ def work_on(folder: Path, shell: Shell, report: Report) -> bool:
     below = os.path.relpath(folder, options.directory)
     if options.output and below != ".":
         shell = replace(shell, options=replace(options, output=options.output / below))
-    shell.console.begin(shell.line.sent)
+    shell.console.begin()
+    shell.line = Line(options.retries, shell.clock, shell.console.detail)  # what ended a folder doesn't end the next
     try:
         (check_live if options.check else main)(folder, shell, report)
     except Exception as error:

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import factory
-import mapillary_uploader as mu
-from judging import judged, planned
 from sandbox import Sandbox
-from support import PROGRAM, FastClock, environment, run
+from support import PROGRAM, environment, run
 
 
 def test_the_progress_line_fits_the_terminal_also_where_stdout_is_a_file(sandbox: Sandbox, folder: Path) -> None:
@@ -31,17 +28,6 @@ def test_the_progress_line_fits_the_terminal_also_where_stdout_is_a_file(sandbox
     drawn = [line.split("\x1b")[0] for line in os.read(ours, 1 << 16).decode().split("\r") if line.startswith("[")]
     os.close(ours)
     assert drawn and max(map(len, drawn)) < columns
-
-
-def test_progress_in_a_second_folder_counts_from_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = FastClock()
-    console = mu.Console(mu.Options(), clock)
-    console.begin(5_000_000)
-    part = mu.Part("0123456789", (planned(judged(factory.photo_bytes()).photo),))  # type: ignore[arg-type]
-    console.expect(part, {"photo.jpg"})
-    clock.ahead += 31
-    console.progress(5_001_000)
-    assert "0/1 photos, 1.0 kB/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--nosuch"], []], ids=["unknown option", "no folder"])

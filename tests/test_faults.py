@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -83,10 +84,10 @@ def test_a_photo_that_changes_while_it_is_sent_is_not_published(
     victim = sorted(folder.glob("*.jpg"))[2]
     blocks = mu.tagged_blocks
 
-    def touched(*arguments: object) -> Iterator[bytes]:
-        if Path(str(arguments[0].name)) == victim:  # type: ignore[attr-defined]
+    def touched(stream: BinaryIO, *arguments: Any) -> Iterator[bytes]:
+        if os.path.samestat(os.fstat(stream.fileno()), victim.stat()):
             os.utime(victim)
-        return blocks(*arguments)  # type: ignore[arg-type]
+        return blocks(stream, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(mu, "tagged_blocks", touched)

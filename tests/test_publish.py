@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,82 @@ def test_a_publish_waits_for_no_upload(sandbox: Sandbox, tmp_path: Path) -> None
     assert upload_here(folder, sandbox, mu.Clock(), workers=1) == 0 and len(sandbox.clusters) == 2
     call = next(request for request in sandbox.requests if "finish_upload" in request.path)
     assert any(other.started < call.started < other.ended for other in sandbox.requests if "jpg" in other.path)
+
+
+def test_an_answer_lost_on_the_way_through_a_proxy_is_unconfirmed_and_never_asked_for_twice(
+    sandbox: Sandbox, folder: Path
+) -> None:
+    sandbox.live_after, sandbox.forgetful = 3600, True
+    sandbox.faults.append(Fault(match=FINISH, lost=True))
+    proxy = {
+        "http_proxy": sandbox.url,
+        "no_proxy": "",
+        "NO_PROXY": "",
+    }  # the sandbox understands what proxies are asked
+    assert upload(folder, sandbox, env=proxy).code == 1
+    assert states(folder) == ["unconfirmed"] and len(sandbox.finish_calls) == len(sandbox.clusters) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", mu.NotActedOn), (b"", mu.Unconfirmed), (None, mu.NotActedOn)],
+    ids=["refuses the tunnel", "closes", "is not there"],
+)
+def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, answer: bytes | None, error: type[Exception]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if answer is None:
+            listener.close()
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            peer.recv(4096)
+            peer.sendall(answer or b"")
+            peer.close()
+
+        threading.Thread(target=serve if answer is not None else int, daemon=True).start()
+        service = mu.Service("https://graph.example", "https://uploads.example")
+        with pytest.raises(error):
+            mu.Client(service, "token", mu.Line(0, mu.Clock(), lambda _: None)).finish("h", None)
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "401"])
+def test_no_publish_begins_once_the_run_ends(sandbox: Sandbox, tmp_path: Path, ending: str) -> None:
+    """A is being published and B's manifest is on its way, when the run ends: B was certainly not published."""
+    photos = factory.tour(2) | factory.tour(2, sequence_id="B", names="X{}.jpg", latitude=52)
+    folder = factory.write_tour(tmp_path / "two", photos)
+    manifest = "POST /mly.*json"
+    sandbox.faults += [Fault(match=FINISH, delay=1.2), Fault(match=manifest, after=1, delay=0.8)]
+    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", "-q"]
+    if ending == "401":
+        (folder / "Y.jpg").write_bytes(next(iter(factory.tour(1, sequence_id="C", latitude=53).values())))
+        key = "POST /(?!.*json)"
+        sandbox.faults.insert(0, Fault(match=key, after=4, delay=0.4, status=401))
+    with subprocess.Popen(command, env=environment(sandbox)) as process:
+        while len([request for request in sandbox.requests if request.path.endswith("json")]) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        if ending == "SIGTERM":
+            process.terminate()
+        process.wait(timeout=60)
+    assert "publishing" not in states(folder)
+    sandbox.clear_faults()
+    assert upload_here(folder, sandbox) == 0 and len(sandbox.clusters) == len(sandbox.finish_calls)
+
+
+@pytest.mark.parametrize("handle", ["expired", "forgotten"])
+def test_a_photo_refused_later_is_not_published_with_its_old_handle(
+    sandbox: Sandbox, folder: Path, handle: str
+) -> None:
+    sandbox.faults.append(Fault(match=FINISH, status=400 if handle == "forgotten" else 401))
+    upload_here(folder, sandbox)
+    resume = folder / mu.RESUME_NAME
+    resume.write_text(resume.read_text().replace('"uploaded_at": "20', '"uploaded_at": "19'))
+    refused = next(path for path in sandbox.uploads if path.endswith("jpg"))
+    sandbox.faults.append(Fault(match=refused, status=400, times=None))
+    assert upload_here(folder, sandbox, skip_invalid=True) == 3 and states(folder) == ["published"]
+    assert len(sandbox.clusters[0].photos) == 7
+    assert refused not in [photo.session_key for photo in sandbox.clusters[0].photos]

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import requests
 
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
@@ -48,6 +49,13 @@ def test_a_token_that_the_server_says_back_is_not_shown(sandbox: Sandbox, folder
     )
     result = upload(folder, sandbox, "-v")
     assert "no: [token]" in result.err and "demo-token" not in result.out + result.err
+
+
+@pytest.mark.parametrize("before", range(70, 110))
+def test_a_token_is_not_shown_where_a_long_message_is_cut_inside_it(before: int) -> None:
+    answer = requests.Response()
+    answer.status_code, answer._content = 400, b"x" * before + b"MLY|sandbox|demo-token" + b"y" * 50
+    assert "MLY|" not in mu.server_message(answer, ["MLY|sandbox|demo-token"])
 
 
 def test_an_old_token_that_the_server_says_back_when_it_is_renewed_is_not_shown(sandbox: Sandbox, folder: Path) -> None:

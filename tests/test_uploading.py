@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import random
 import signal
@@ -10,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -150,14 +152,64 @@ def test_a_run_finishes_by_itself_when_the_line_comes_back(sandbox: Sandbox, fol
 
 
 @pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("published", [True, False], ids=["while another is published", "alone"])
 def test_an_outage_is_waited_out_with_fewer_photos_than_workers_too(
-    sandbox: Sandbox, tmp_path: Path, count: int
+    sandbox: Sandbox, tmp_path: Path, count: int, published: bool
 ) -> None:
     folder = factory.write_tour(tmp_path / "few", factory.tour(count))
-    sandbox.faults.append(Fault(match="/mly", status=500, times=30))
+    if published:
+        factory.write_tour(folder, factory.tour(1, sequence_id="A", names="A{}.jpg", latitude=52))
+    sandbox.faults += [Fault(match=FINISH, delay=1.0), Fault(match="/mly.*jpg", after=published, status=500, times=30)]
     clock = FastClock()
-    assert upload_here(folder, sandbox, clock) == 0 and len(published(sandbox)) == count
+    assert upload_here(folder, sandbox, clock) == 0 and len(sandbox.clusters) == 1 + published
     assert 30 in clock.waits
+
+
+def test_a_photo_that_can_no_longer_be_read_stops_no_other(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = factory.write_tour(tmp_path / "two", factory.tour(3))
+    factory.write_tour(folder, factory.tour(3, sequence_id="B", names="X{}.jpg", latitude=52))
+    open_photo = mu.open_photo
+
+    def opened(path: Path) -> BinaryIO:
+        if path.name != "X2.jpg" or not any(folder.glob("*.json")):  # the checks could still read it
+            return open_photo(path)
+        monkeypatch.setattr(BadDisk, "size", path.stat().st_size)
+        return BadDisk(path, "rb")
+
+    monkeypatch.setattr(mu, "open_photo", opened)
+    assert upload_here(folder, sandbox) == 1
+    assert [len(cluster.photos) for cluster in sandbox.clusters] == [3]
+    assert sorted(states(folder)) == ["published", "uploading"]
+
+
+class BadDisk(io.FileIO):
+    """A file whose second half can't be read."""
+
+    size = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() + (size or 0) > self.size // 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size) or b""
+
+
+def test_a_folder_that_ends_early_does_not_end_the_next(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, latitude in (("a", 51), ("b", 52)):
+        factory.write_tour(tmp_path / name, factory.tour(3, sequence_id=name, latitude=latitude))
+    save = mu.Resume.save
+
+    def full(resume: mu.Resume) -> None:
+        if resume.path.parent.name == "a" and any(record.photos for record in resume.sequences.values()):
+            raise mu.UploaderError("full")
+        save(resume)
+
+    monkeypatch.setattr(mu.Resume, "save", full)
+    assert upload_here(tmp_path, sandbox, recursive=True) == 1
+    assert [len(cluster.photos) for cluster in sandbox.clusters] == [3] and states(tmp_path / "b") == {"published"}
 
 
 def test_no_connection_is_no_publication_and_goes_on(sandbox: Sandbox, folder: Path) -> None:
