@@ -1862,7 +1862,7 @@ class Transfer:
         return self.client.line.persist(self._attempt)
 
     def _attempt(self) -> str:
-        progressed = False
+        progressed, asked = False, self._offset is None
         try:
             if self._offset is None:
                 self._offset = self.client.offset(self.key)
@@ -1877,7 +1877,7 @@ class Transfer:
             self.sent = self.sent or start < self.size
             return self.client.send(self.key, start, self.body(start), self.size)
         except Passing as error:
-            error.progressed = progressed
+            error.progressed = progressed or (error.status == 412 and not asked)  # no failure: it holds a part already
             raise
 
 
@@ -2088,6 +2088,8 @@ class Uploading:
         elif isinstance(result, UploaderError):
             self.failed(job, result)
         else:
+            if self.outage:  # of which others have seen the end only
+                self.put_back()
             self.stalled, self.waited = [], 0.0
             self.run.line.got_through()
             self.arrived(job, result)
@@ -2141,10 +2143,17 @@ class Uploading:
             return
         pause = min(patience - self.waited, max(FIRST_OUTAGE_WAIT, min(self.waited, LONGEST_OUTAGE_WAIT)))
         self.run.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")
+        self.put_back()
         self.save()
         self.run.clock.wait(pause, self.run.line.stop)
         self.waited += pause
-        self.todo.extendleft(reversed(self.stalled))
+
+    def put_back(self) -> None:
+        """Try again, after all others, what failed because of an outage."""
+        for job in self.stalled:
+            if isinstance(job, SendPhoto):
+                self.report.photo_state(job.planned.photo.file, "ready")
+        self.todo.extend(self.stalled)
         self.stalled = []
 
     def publish_if_complete(self, uuid: str) -> None:
@@ -2199,17 +2208,24 @@ class Uploading:
         for job in self.todo:
             if isinstance(job, Finish):  # never begun
                 self.not_published(job.uuid)
+        try:
+            self.take_last_results()
+            self.put_back()  # an outage's photos haven't failed for good
+        finally:
+            with contextlib.suppress(UploaderError):  # the error that ended the run matters more
+                self.resume.save()
+
+    def take_last_results(self) -> None:
+        """Settle what is done already, and wait two seconds for publishes. No new one begins."""
         end = self.run.clock.seconds() + 2
         while self.crew.busy:
             publishing = any(record.state == "publishing" for record in self.resume.sequences.values())
             item = self.crew.next(end - self.run.clock.seconds() if publishing else 0)
             if item is None:
-                break
+                return
             with contextlib.suppress(UploaderError):
-                if not isinstance(item[0], SendManifest):  # no publish begins any more
+                if not isinstance(item[0], SendManifest):
                     self.settle(*item)
-        with contextlib.suppress(UploaderError):  # the error that ended the run matters more
-            self.resume.save()
 
     def save(self) -> None:
         """Save the resume file, and note what that cost."""

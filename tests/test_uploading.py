@@ -165,6 +165,37 @@ def test_an_outage_is_waited_out_with_fewer_photos_than_workers_too(
     assert 30 in clock.waits
 
 
+def test_an_outage_that_others_see_the_end_of_fails_no_photo(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.delay = 0.2  # the first four are under way together
+    sandbox.faults.append(Fault(match=PHOTO, status=502, times=4))
+    assert upload_here(folder, sandbox, retries=0) == 0 and len(published(sandbox)) == 8
+
+
+def test_a_token_refused_in_an_outage_leaves_no_photo_failed(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.delay = 0.2
+    sandbox.faults += [Fault(match=PHOTO, status=502, times=4), Fault(match=PHOTO, status=401, times=None)]
+    result = upload(folder, sandbox, "--json", "--retries", "0")
+    assert result.code == 4 and {photo["state"] for photo in result.document["photos"]} == {"ready"}
+
+
+def test_without_retries_a_part_that_the_server_holds_is_no_failure(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(match=PHOTO, drop_after=1000))
+    assert upload_here(folder, sandbox, retries=0) == 1
+    assert upload_here(folder, sandbox, retries=0) == 0 and len(published(sandbox)) == 8
+
+
+def test_a_second_signal_while_the_run_ends_saves_too(
+    sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise mu.Stopped(mu.Exit.TERMINATED)
+
+    monkeypatch.setattr(mu.Uploading, "take_last_results", interrupted)
+    sandbox.faults.append(Fault(match=PHOTO, after=3, status=401, times=None))
+    assert upload_here(folder, sandbox, workers=1) == mu.Exit.TERMINATED
+    assert sum(len(sequence["photos"]) for sequence in resume_of(folder)["sequences"].values()) == 3
+
+
 def test_a_photo_that_can_no_longer_be_read_stops_no_other(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
