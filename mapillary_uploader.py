@@ -500,13 +500,13 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
             raise Rejection(NOT_JPEG._replace(detail="over 16 MB before the pixels"))
         stream.seek(at)
         first, marker, length = struct.unpack(">BBH", stream.read(4).ljust(4, b"\xff"))
-        if first != 0xFF or (marker < 0xC0 and marker != 0x01):  # ITU T.81, table B.1: none below C0 but TEM
+        if first != 0xFF or marker < 0xC0:  # below are none (ITU T.81, table B.1) but TEM, which Pillow refuses too
             raise Rejection(NOT_JPEG._replace(detail=f"no marker at byte {at}"))
         if marker in (START_OF_IMAGE, END_OF_IMAGE):
             raise Rejection(NOT_JPEG._replace(detail="no image in it"))
         if marker == 0xFF and at < size:  # a fill byte (ITU T.81, B.1.1.2)
             at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM and RSTn have no length
+        elif 0xD0 <= marker <= 0xD7:  # RSTn has no length
             at += 2
         elif length < 2 or at + 2 + length > size:
             raise Rejection(CUT_IN_HEADER)
@@ -1900,22 +1900,30 @@ class SendPhoto:
 
     def __call__(self, connections: Connections) -> Sent:
         photo = self.planned.photo
-        splices = tagged(self.planned)
+        size = tagged_size(photo.size, tagged(self.planned))
         with open_photo(place(self.folder, photo.file)) as stream:
-            check_unchanged(stream, photo)
             digest = hashlib.md5(usedforsecurity=False)
-            for block in tagged_blocks(stream, photo.size, splices):
+            for block in self.blocks(stream):
                 digest.update(block)
             key = f"mly_tools_{digest.hexdigest()}.jpg"
-            size = tagged_size(photo.size, splices)
             with connections.one() as client:
-                transfer = Transfer(client, key, size, lambda at: tagged_blocks(stream, photo.size, splices, at))
+                transfer = Transfer(client, key, size, partial(self.blocks, stream))
                 handle = transfer.run(self.ask or (self.known is not None and self.known.session_key == key))
                 uploaded_at = iso(client.line.clock.now())
             check_unchanged(stream, photo)
         if self.known and self.known.session_key == key and not transfer.sent:
             uploaded_at = self.known.uploaded_at
         return Sent(entry_of(self.planned, key, handle, uploaded_at), transfer.found)
+
+    def blocks(self, stream: BinaryIO, offset: int = 0) -> Iterator[bytes]:
+        """The photo as it is sent, from `offset` on; raise PhotoChanged before a byte that isn't what was checked.
+
+        Under its session key Mapillary would keep that byte for ever, and the photo could never be sent again.
+        """
+        check_unchanged(stream, self.planned.photo)
+        for block in tagged_blocks(stream, self.planned.photo.size, tagged(self.planned), offset):
+            check_unchanged(stream, self.planned.photo)
+            yield block
 
 
 @dataclass(frozen=True, slots=True)
@@ -1974,19 +1982,26 @@ class Connections:
 class Crew:
     """Worker threads. Jobs go in, (job, result or exception) comes out.
 
-    There is one worker more than connections: it hashes the next photo while all of them are busy.
+    There is one worker more than connections: it hashes the next photo while all of them are busy. A publish has a
+    worker of its own, so that no photo waits for it, nor it for a photo.
     """
 
     def __init__(self, count: int, new_client: Callable[[], Client]) -> None:
-        self.count, self.busy = count + 1, 0
+        self.busy, self._publishing, self._uploaders = 0, 0, count + 1
         self._connections = Connections(count, new_client)
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
         self._threads = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an upload may start."""
+        return self.busy - self._publishing < self._uploaders
+
     def start(self, job: Job) -> None:
-        """Give a job to a worker; there must be an idle one."""
+        """Give a job to a worker, at once."""
         self.busy += 1
+        self._publishing += isinstance(job, Finish)
         if self._threads < self.busy:
             self._threads += 1
             threading.Thread(target=self._work, daemon=True).start()  # daemon: a hung server can't keep the process
@@ -1999,6 +2014,7 @@ class Crew:
         except queue.Empty:
             return None
         self.busy -= 1
+        self._publishing -= isinstance(item[0], Finish)
         return item
 
     def _work(self) -> None:
@@ -2030,15 +2046,15 @@ class Uploading:
         known = open_sequences(self.resume, self.parts.values())
         for part in self.parts.values():
             self.enlist(part, known)
-        for uuid in self.report.again:
-            self.publish(uuid, str(self.resume.sequences[uuid].manifest_handle))
-        if not self.todo:
+        if not self.todo and not self.report.again:
             if self.resume.changed:
                 self.save()
             return
         self.resume.closed = False
         self.save()
         try:
+            for uuid in self.report.again:
+                self.publish(uuid, str(self.resume.sequences[uuid].manifest_handle))
             self.loop()
         except BaseException:
             self.wind_up()
@@ -2065,7 +2081,7 @@ class Uploading:
     def loop(self) -> None:
         """Keep the crew at work until nothing is left, or the outage outlasts the patience."""
         while self.todo or self.crew.busy or self.outage:
-            while self.todo and self.crew.busy < self.crew.count and not self.outage:
+            while self.todo and self.crew.has_room and not self.outage:
                 self.crew.start(self.probing(self.todo.popleft()))
             if not self.crew.busy:
                 self.sit_out()
@@ -2124,9 +2140,9 @@ class Uploading:
     @property
     def outage(self) -> bool:
         """Whether nothing gets through: every worker failed in turn, or all that is left. One may be a bad photo."""
-        left = self.todo or self.crew.busy
-        enough = 1 if self.waited else max(2, self.run.options.workers if left else 0)
-        return len(self.stalled) >= enough
+        last = not (self.todo or self.crew.busy)
+        sure = self.waited or (last and any(isinstance(job, SendManifest) for job in self.stalled))
+        return len(self.stalled) >= (1 if sure else 2 if last else max(2, self.run.options.workers))
 
     def sit_out(self) -> None:
         """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
@@ -2164,7 +2180,7 @@ class Uploading:
             self.todo.appendleft(SendManifest(uuid, tuple(str(entries[file].file_handle) for file in files)))
 
     def publish(self, uuid: str, manifest_handle: str) -> None:
-        """Save the intent, then have the call made."""
+        """Save the intent, then have the call made at once."""
         tried_at = iso(self.run.clock.now())
         self.resume.put(uuid, state="publishing", manifest_handle=manifest_handle, publish_tried_at=tried_at)
         try:
@@ -2172,7 +2188,7 @@ class Uploading:
         except UploaderError:
             self.not_published(uuid)  # the call is not made
             raise
-        self.todo.appendleft(Finish(uuid, manifest_handle, self.run.account.organization_id))
+        self.crew.start(Finish(uuid, manifest_handle, self.run.account.organization_id))
 
     def not_published(self, uuid: str) -> None:
         """This run's call certainly had no effect; a call of an earlier run may still have had one."""
@@ -2205,9 +2221,6 @@ class Uploading:
     def wind_up(self) -> None:
         """After an error that ends the run: let a publish that is under way answer, and save what is known."""
         self.run.line.stop.set()
-        for job in self.todo:
-            if isinstance(job, Finish):  # never begun
-                self.not_published(job.uuid)
         try:
             self.take_last_results()
             self.put_back()  # an outage's photos haven't failed for good
@@ -2223,9 +2236,12 @@ class Uploading:
             item = self.crew.next(end - self.run.clock.seconds() if publishing else 0)
             if item is None:
                 return
-            with contextlib.suppress(UploaderError):
+            try:
                 if not isinstance(item[0], SendManifest):
                     self.settle(*item)
+            except UploaderError as error:
+                if isinstance(error, Stopped) and error is not item[1]:  # a signal, just now
+                    raise
 
     def save(self) -> None:
         """Save the resume file, and note what that cost."""

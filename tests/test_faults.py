@@ -23,9 +23,9 @@ from support import PROGRAM, environment, resume_of, upload_here
 PHOTO, FINISH = "POST /mly", "POST /finish_upload"
 
 
-def start(folder: Path, sandbox: Sandbox) -> subprocess.Popen[str]:
+def start(folder: Path, sandbox: Sandbox, *arguments: str) -> subprocess.Popen[str]:
     """The program as a process."""
-    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo"]
+    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", *arguments]
     return subprocess.Popen(command, env=environment(sandbox), stderr=subprocess.PIPE, text=True)
 
 
@@ -94,6 +94,21 @@ def test_a_photo_that_changes_while_it_is_sent_is_not_published(
         assert upload_here(folder, sandbox) == 1
     assert sandbox.clusters == [] and victim.name not in str(resume_of(folder)["sequences"])
     assert upload_here(folder, sandbox) == 0 and len(sandbox.clusters[0].photos) == 8
+
+
+def test_no_byte_that_was_not_checked_is_sent_under_a_photos_session_key(sandbox: Sandbox, tmp_path: Path) -> None:
+    """It changes while it waits for the connection, and is put back: its session must not hold the other bytes."""
+    photos, others = (factory.tour(2, filler=300_000, seed=seed) for seed in "ab")
+    folder, name = factory.write_tour(tmp_path / "tour", photos), sorted(photos)[1]
+    sandbox.faults.append(Fault(match=PHOTO, read_rate=300_000))
+    process = start(folder, sandbox, "--workers", "1")
+    wait_for(sandbox, PHOTO)
+    time.sleep(0.4)
+    (folder / name).write_bytes(others[name])
+    assert process.wait(timeout=60) == 1
+    (folder / name).write_bytes(photos[name])
+    assert upload_here(folder, sandbox) == 0
+    assert sandbox.corrupt == [] and len(sandbox.clusters[0].photos) == 2
 
 
 def test_a_photo_changed_before_publishing_is_sent_as_it_is_now(sandbox: Sandbox, folder: Path) -> None:

@@ -207,3 +207,19 @@ def test_a_photo_refused_later_is_not_published_with_its_old_handle(
     assert upload_here(folder, sandbox, skip_invalid=True) == 3 and states(folder) == ["published"]
     assert len(sandbox.clusters[0].photos) == 7
     assert refused not in [photo.session_key for photo in sandbox.clusters[0].photos]
+
+
+def test_no_photo_waits_for_publishes(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    for number in range(5):
+        photos = factory.tour(1, sequence_id=f"S{number}", names=f"{number}_{{}}.jpg", latitude=50 + number)
+        factory.write_tour(folder, photos)
+    sandbox.faults.append(Fault(match=FINISH, delay=2, times=None))
+    assert upload_here(folder, sandbox, mu.Clock(), workers=1) == 0 and len(sandbox.clusters) == 5
+    first = next(request for request in sandbox.requests if request.route == FINISH)
+    assert all(request.started < first.ended for request in sandbox.requests if request.path.endswith("jpg"))
+
+
+def test_an_outage_with_only_the_manifest_left_is_waited_out(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(match="json", status=502, times=9))
+    assert upload_here(folder, sandbox) == 0 and len(sandbox.clusters) == 1
