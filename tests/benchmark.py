@@ -230,6 +230,19 @@ def table(results: dict[str, list[Measure]], photos: int) -> str:
     return "\n".join(lines)
 
 
+def against_limits(arguments: argparse.Namespace, runs: list[Measure]) -> str:
+    """How near an upload comes to what the line allows: its round trips alone (photos, /me, manifest, publish), its rate."""
+    wall = statistics.median(run.wall for run in runs)
+    lines = []
+    if arguments.delay:
+        trips = -(-arguments.photos // arguments.workers) + 3
+        lines.append(f"ours ÷ {trips} round trips: {1000 * wall / (trips * arguments.delay):.2f}")
+    if arguments.bandwidth:
+        rate = arguments.photos * arguments.megabytes / wall
+        lines.append(f"ours: {100 * rate / arguments.bandwidth:.0f} % of the line's rate")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse the command line, make the photos, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,6 +267,7 @@ def main() -> None:
         results = measures[arguments.what](arguments, place)
         if results:
             print(table(results, arguments.photos))
+            print(against_limits(arguments, results[MINE]))
         shutil.rmtree(photos, ignore_errors=True)
 
 
