@@ -46,6 +46,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
@@ -2812,10 +2813,11 @@ class Console:
         except click.Abort as error:
             raise SignInError("not signed in", "Run --login again") from error
 
-    def result(self, text: str) -> None:
-        """What a program reads: to stdout."""
+    def result(self, pieces: Iterable[str]) -> None:
+        """What a program reads: to stdout, as a line."""
         self._wipe()
-        self._write(sys.stdout, text + "\n")
+        for piece in chain(pieces, ["\n"]):
+            self._write(sys.stdout, piece)
 
     def checking(self, done: int, total: int) -> None:
         """Progress of step 1."""
@@ -2960,17 +2962,20 @@ class Report:
         return worst(codes)
 
     def document(self) -> dict[str, Any]:
-        """The --json document of the folder."""
+        """The --json document of the folder, all but its photos."""
         return {
             "directory": str(self.folder),
             "username": self.options.username or None,
             "dry_run": self.options.dry_run,
             "exit_code": int(self.code()),
-            "photos": [self.photo_json(file) for file in self.verdicts] or self.checked_photos(),
             "sequences": [self.sequence_json(uuid, record) for uuid, record in self.sequences().items()],
             "skipped": self.skipped,
             "error": str(self.errors[0]) if self.errors else None,
         }
+
+    def photos(self) -> Iterator[dict[str, Any]]:
+        """The photos of the document."""
+        return map(self.photo_json, self.verdicts) if self.verdicts else self.checked_photos()
 
     def photo_json(self, file: str) -> dict[str, Any]:
         """One photo of the document."""
@@ -3002,16 +3007,14 @@ class Report:
             "published_at": record.published_at,
         }
 
-    def checked_photos(self) -> list[dict[str, Any]]:
+    def checked_photos(self) -> Iterator[dict[str, Any]]:
         """The photos of the resume file, where --check read nothing else."""
-        photos = []
         for uuid, record in self.sequences().items() if self.checked_at is not None else ():
             state = "published" if record.state == "published" else "uploaded"
             for file, entry in record.photos.items():
                 warnings = [f"on Mapillary more than once: {', '.join(entry.image_ids)}"] if entry.image_ids else []
                 photo = {"file": file, "state": state, "problems": [], "warnings": warnings, "sequence": uuid}
-                photos.append(photo | {"description": None, "image_id": entry.image_id})
-        return photos
+                yield photo | {"description": None, "image_id": entry.image_id}
 
     def sequences(self) -> dict[str, SequenceRecord]:
         """The sequences of the resume file and, where they aren't in it yet, of the plan."""
@@ -3450,15 +3453,15 @@ def program(options: Options, environment: Mapping[str, str], clock: Clock) -> E
     code = worst([report.code() for report in [*reports, failure]])
     signal_again()
     if options.json:
-        console.result(json.dumps(result_json(options, reports, failure, code)))
+        console.result(result_json(options, reports, failure, code))
     elif not options.quiet:
         for report in reports:
-            console.result(report.summary())
+            console.result([report.summary()])
         if len(reports) > 1:
             needy = [report for report in reports if report.code()]
-            console.result(f"{len(reports)} folders, {len(needy)} to look at or to go on with:")
+            console.result([f"{len(reports)} folders, {len(needy)} to look at or to go on with:"])
             for report in needy:
-                console.result(f"  exit {int(report.code())}: {shown(report.folder)}")
+                console.result([f"  exit {int(report.code())}: {shown(report.folder)}"])
     return code
 
 
@@ -3493,13 +3496,27 @@ def expected(error: Exception) -> UploaderError:
     )
 
 
-def result_json(options: Options, reports: Sequence[Report], failure: Report, code: Exit) -> dict[str, Any]:
-    """The --json document of the run."""
-    documents = [report.document() for report in reports]
-    if options.recursive:
-        return {"exit_code": int(code), "folders": documents or [failure.document()]}
-    document = documents[0] if documents else failure.document()
-    return document | {"exit_code": int(code), "error": document["error"] or failure.document()["error"]}
+def result_json(options: Options, reports: Sequence[Report], failure: Report, code: Exit) -> Iterator[str]:
+    """The --json document of the run, in pieces: 20,000 photos as one text would need more memory than all else."""
+    reports = reports or [failure]
+    if not options.recursive:
+        document = reports[0].document()
+        document |= {"exit_code": int(code), "error": document["error"] or failure.document()["error"]}
+        yield from document_json(document, reports[0].photos())
+        return
+    yield f'{{"exit_code": {int(code)}, "folders": ['
+    for number, report in enumerate(reports):
+        yield ", " if number else ""
+        yield from document_json(report.document(), report.photos())
+    yield "]}"
+
+
+def document_json(document: Mapping[str, Any], photos: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A folder's document with its photos, in pieces."""
+    yield json.dumps(document)[:-1] + ', "photos": ['
+    for number, photo in enumerate(photos):
+        yield (", " if number else "") + json.dumps(photo)
+    yield "]}"
 
 
 def catch_signals() -> None:
@@ -3614,7 +3631,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     report = Report(Path(), options, Console(options, Clock()))
     report.error(failure)
     if options.json:
-        report.console.result(json.dumps(result_json(options, [], report, failure.code)))
+        report.console.result(result_json(options, [], report, failure.code))
     return int(failure.code)
 
 
