@@ -1404,15 +1404,15 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     return values
 
 
-def load_resume(folder: Path, service: str) -> Resume | None:
+def load_resume(folder: Path) -> Resume | None:
     """Read the folder's resume file; None where there is none. Raise UsageError rather than take a bad one as empty."""
     path = folder / RESUME_NAME
     try:
         data = json.loads(path.read_bytes(), object_hook=from_json)
-        if not isinstance(data, dict) or data.get("format") != 1:
-            raise ValueError(
-                f"its format is {data.get('format')!r}" if isinstance(data, dict) else "it holds no object"
-            )
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
+        if data.get("format") != 1:
+            raise ValueError(f"its format is {data.get('format')!r}")
         return resume_from(data, folder)
     except FileNotFoundError:
         return None
@@ -1827,23 +1827,6 @@ def as_id(value: object) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one run on one folder works with."""
-
-    folder: Path
-    options: Options
-    service: Service
-    account: Account
-    line: Line
-    console: Console
-    clock: Clock
-
-    def client(self) -> Client:
-        """A new connection."""
-        return Client(self.service, self.account.token, self.line)
-
-
 class Transfer:
     """One upload session: sends until the file handle is there; goes on from the server's offset after a failure.
 
@@ -2031,16 +2014,16 @@ class Crew:
 class Uploading:
     """Steps 3 and 4. Decides everything and keeps the books in one thread; the crew does the waiting."""
 
-    def __init__(self, run: Run, resume: Resume, report: Report, parts: Sequence[Part]) -> None:
-        self.run, self.resume, self.report = run, resume, report
+    def __init__(self, shell: Shell, resume: Resume, report: Report, parts: Sequence[Part]) -> None:
+        self.shell, self.resume, self.report = shell, resume, report
         self.parts = {part.uuid: part for part in parts}
         self.todo: deque[Job] = deque()
         self.missing: dict[str, set[str]] = {}  # per sequence, the photos that haven't arrived
         self.stalled: list[Job] = []  # what failed since something last got through
         self.waited = 0.0
-        self.probes = 0 if resume.closed else 2 * run.options.workers
-        self.crew = Crew(run.options.workers, run.client)
-        self.saved_at, self.save_cost = run.clock.seconds(), 0.0
+        self.probes = 0 if resume.closed else 2 * shell.options.workers
+        self.crew = Crew(shell.options.workers, partial(Client, shell.service, shell.account().token, shell.line))
+        self.saved_at, self.save_cost = shell.clock.seconds(), 0.0
 
     def work(self) -> None:
         """Upload and publish all parts; raise SignInError, Stopped or a failure to save. The resume file is saved."""
@@ -2066,7 +2049,7 @@ class Uploading:
     def enlist(self, part: Part, known: Mapping[str, Entry]) -> None:
         """Queue what is left to do of a part."""
         entries = self.resume.sequences[part.uuid].photos
-        oldest = self.run.clock.now() - HANDLE_HOURS * 3_600_000
+        oldest = self.shell.clock.now() - HANDLE_HOURS * 3_600_000
         self.missing[part.uuid] = set()
         for planned in part.photos:
             file = planned.photo.file
@@ -2075,8 +2058,8 @@ class Uploading:
                 self.report.photo_state(file, "uploaded")
                 continue
             self.missing[part.uuid].add(file)
-            self.todo.append(SendPhoto(self.run.folder, planned, known.get(file), False))
-        self.run.console.expect(part, self.missing[part.uuid])
+            self.todo.append(SendPhoto(self.report.folder, planned, known.get(file), False))
+        self.shell.console.expect(part, self.missing[part.uuid])
         self.publish_if_complete(part.uuid)
 
     def loop(self) -> None:
@@ -2086,10 +2069,10 @@ class Uploading:
                 self.crew.start(self.probing(self.todo.popleft()))
             if not self.crew.busy:
                 self.sit_out()
-            elif item := self.crew.next(self.run.console.tick):
+            elif item := self.crew.next(self.shell.console.tick):
                 self.settle(*item)
-            self.run.console.progress(self.run.line.sent)
-            if self.run.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
+            self.shell.console.progress(self.shell.line.sent)
+            if self.shell.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
                 self.save()
 
     def probing(self, job: Job) -> Job:
@@ -2108,7 +2091,7 @@ class Uploading:
             if self.outage:  # of which others have seen the end only
                 self.put_back()
             self.stalled, self.waited = [], 0.0
-            self.run.line.got_through()
+            self.shell.line.got_through()
             self.arrived(job, result)
 
     def arrived(self, job: Job, result: Sent | str) -> None:
@@ -2117,16 +2100,16 @@ class Uploading:
             self.publish(job.uuid, str(result))
         elif isinstance(job, SendPhoto) and isinstance(result, Sent):
             uuid, file = job.planned.uuid, job.planned.photo.file
-            self.probes = 2 * self.run.options.workers if result.found and self.probes else max(0, self.probes - 1)
+            self.probes = 2 * self.shell.options.workers if result.found and self.probes else max(0, self.probes - 1)
             self.resume.note(uuid, file, result.entry)
             self.report.photo_state(file, "uploaded")
-            self.run.console.arrived(job.planned)
+            self.shell.console.arrived(job.planned)
             self.missing[uuid].discard(file)
             self.publish_if_complete(uuid)
 
     def failed(self, job: Job, error: UploaderError) -> None:
         """A photo or a manifest didn't get there; where every worker fails in turn, the line is down."""
-        if isinstance(job, SendPhoto) and isinstance(error, Refused) and self.run.options.skip_invalid:
+        if isinstance(job, SendPhoto) and isinstance(error, Refused) and self.shell.options.skip_invalid:
             problem = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use", str(error))
             self.report.reject(job.planned.photo.file, problem)
             self.resume.drop(job.planned.uuid, job.planned.photo.file)  # an older handle must not be published
@@ -2143,11 +2126,11 @@ class Uploading:
         """Whether nothing gets through: every worker failed in turn, or all that is left. One may be a bad photo."""
         last = not (self.todo or self.crew.busy)
         sure = self.waited or (last and any(isinstance(job, SendManifest) for job in self.stalled))
-        return len(self.stalled) >= (1 if sure else 2 if last else max(2, self.run.options.workers))
+        return len(self.stalled) >= (1 if sure else 2 if last else max(2, self.shell.options.workers))
 
     def sit_out(self) -> None:
         """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
-        patience = 60 * self.run.options.patience
+        patience = 60 * self.shell.options.patience
         if self.waited >= patience:
             self.report.error(
                 UploaderError(
@@ -2159,10 +2142,10 @@ class Uploading:
             self.stalled = []
             return
         pause = min(patience - self.waited, max(FIRST_OUTAGE_WAIT, min(self.waited, LONGEST_OUTAGE_WAIT)))
-        self.run.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")
+        self.shell.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")
         self.put_back()
         self.save()
-        self.run.clock.wait(pause, self.run.line.stop)
+        self.shell.clock.wait(pause, self.shell.line.stop)
         self.waited += pause
 
     def put_back(self) -> None:
@@ -2182,14 +2165,14 @@ class Uploading:
 
     def publish(self, uuid: str, manifest_handle: str) -> None:
         """Save the intent, then have the call made at once."""
-        tried_at = iso(self.run.clock.now())
+        tried_at = iso(self.shell.clock.now())
         self.resume.put(uuid, state="publishing", manifest_handle=manifest_handle, publish_tried_at=tried_at)
         try:
             self.save()
         except UploaderError:
             self.not_published(uuid)  # the call is not made
             raise
-        self.crew.start(Finish(uuid, manifest_handle, self.run.account.organization_id))
+        self.crew.start(Finish(uuid, manifest_handle, self.shell.account().organization_id))
 
     def not_published(self, uuid: str) -> None:
         """This run's call certainly had no effect; a call of an earlier run may still have had one."""
@@ -2200,9 +2183,9 @@ class Uploading:
 
     def finished(self, job: Finish, result: Any) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
-        console, count = self.run.console, len(self.resume.sequences[job.uuid].photos)
+        console, count = self.shell.console, len(self.resume.sequences[job.uuid].photos)
         if isinstance(result, str):
-            changes = {"state": "published", "cluster_id": result, "published_at": iso(self.run.clock.now())}
+            changes = {"state": "published", "cluster_id": result, "published_at": iso(self.shell.clock.now())}
             self.resume.put(job.uuid, **changes)
             console.info(f"published sequence {job.uuid}: {count} photos (cluster {result})")
         elif isinstance(result, (NotActedOn, SignInError, Stopped, Refused)):
@@ -2221,7 +2204,7 @@ class Uploading:
 
     def wind_up(self) -> None:
         """After an error that ends the run: let a publish that is under way answer, and save what is known."""
-        self.run.line.stop.set()
+        self.shell.line.stop.set()
         try:
             self.take_last_results()
             self.put_back()  # an outage's photos haven't failed for good
@@ -2231,10 +2214,10 @@ class Uploading:
 
     def take_last_results(self) -> None:
         """Settle what is done already, and wait two seconds for publishes. No new one begins."""
-        end = self.run.clock.seconds() + 2
+        end = self.shell.clock.seconds() + 2
         while self.crew.busy:
             publishing = any(record.state == "publishing" for record in self.resume.sequences.values())
-            item = self.crew.next(end - self.run.clock.seconds() if publishing else 0)
+            item = self.crew.next(end - self.shell.clock.seconds() if publishing else 0)
             if item is None:
                 return
             try:
@@ -2246,9 +2229,9 @@ class Uploading:
 
     def save(self) -> None:
         """Save the resume file, and note what that cost."""
-        started = self.run.clock.seconds()
+        started = self.shell.clock.seconds()
         self.resume.save()
-        self.saved_at = self.run.clock.seconds()
+        self.saved_at = self.shell.clock.seconds()
         self.save_cost = self.saved_at - started
 
 
@@ -3132,7 +3115,9 @@ def main(folder: Path, shell: Shell, report: Report) -> None:
             f"no photo in {shown(folder)}", "Photos are files named .jpg or .jpeg; -r looks into the folders below"
         )
     with contextlib.nullcontext() if options.dry_run else locked(folder):
-        run, resume = open_run(folder, shell, report)
+        resume = report.resume = open_resume(folder, shell)
+        if not options.dry_run:
+            look_up_unconfirmed(shell, resume, report)
 
         # 1. Read and check every photo; nothing is sent before all are judged.
         verdicts = read_and_check(folder, files, resume, shell)
@@ -3142,53 +3127,50 @@ def main(folder: Path, shell: Shell, report: Report) -> None:
         parts = plan(verdicts, resume, report)
         if options.output:
             write_output(folder, options.output, parts)
-        if run is None or report.blocked():
+        if options.dry_run or report.blocked():
             return
 
         # 3. Upload every photo, and 4. publish each sequence as soon as all of its photos are there.
-        Uploading(run, resume, report, parts).work()
+        Uploading(shell, resume, report, parts).work()
 
 
-def open_run(folder: Path, shell: Shell, report: Report) -> tuple[Run | None, Resume]:
-    """The resume file, the account and what is left from earlier runs; no Run where nothing is to be sent."""
-    resume = load_resume(folder, shell.service.name)
+def open_resume(folder: Path, shell: Shell) -> Resume:
+    """The folder's resume file, or a new one; where anything is to be sent it must be the account's."""
+    resume, service = load_resume(folder), shell.service.name
     if shell.options.dry_run:
-        report.resume = resume or Resume(folder, shell.service.name)
-        return None, report.resume
+        return resume or Resume(folder, service)
     account = shell.account()
     if resume:
-        check_owner(resume, account, shell.service.name)
-    report.resume = resume = resume or Resume(folder, shell.service.name, account)
-    run = Run(folder, shell.options, shell.service, account, shell.line, shell.console, shell.clock)
-    look_up_unconfirmed(run, resume, report)
-    return run, resume
+        check_owner(resume, account, service)
+    return resume or Resume(folder, service, account)
 
 
-def look_up_unconfirmed(run: Run, resume: Resume, report: Report) -> None:
+def look_up_unconfirmed(shell: Shell, resume: Resume, report: Report) -> None:
     """Settle publishes of earlier runs whose outcome is not known, and ready them for --republish."""
     if not any(record.state == "unconfirmed" for record in resume.sequences.values()):
         return
     try:
-        for uuid in settle_unconfirmed(run.client(), resume):
-            run.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
+        client = Client(shell.service, shell.account().token, shell.line)
+        for uuid in settle_unconfirmed(client, resume):
+            shell.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
         looked_up = True
     except ServiceError as error:
-        run.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
+        shell.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
         looked_up = False
     for uuid, record in list(resume.sequences.items()):
         if record.state != "unconfirmed":
             continue
-        missing = [file for file in record.photos if not place(run.folder, file).exists()]
+        missing = [file for file in record.photos if not place(report.folder, file).exists()]
         report.doubtful.add(uuid)
-        if not (run.options.republish and looked_up):
+        if not (shell.options.republish and looked_up):
             report.error(UploaderError(f"it is not known whether sequence {uuid} was published", UNCONFIRMED))
-        elif record.manifest_handle and has_fresh_handles(record, run.clock.now()):
+        elif record.manifest_handle and has_fresh_handles(record, shell.clock.now()):
             report.again.append(uuid)
         elif missing:
             hint = f"Put {shown(missing[0])} back, and run again"
             report.error(UploaderError(f"{len(missing)} photos of sequence {uuid} are no longer in the folder", hint))
         else:
-            run.console.warn(
+            shell.console.warn(
                 f"sequence {uuid} is uploaded anew: its handles have expired, a second copy on Mapillary is possible"
             )
             resume.put(uuid, state="uploading", manifest_handle=None)
@@ -3375,7 +3357,7 @@ def write_new(target: Path, blocks: Iterator[bytes]) -> None:
 def check_live(folder: Path, shell: Shell, report: Report) -> None:
     """--check: ask Mapillary which published photos are live, and note their ids."""
     with locked(folder):
-        resume = load_resume(folder, shell.service.name)
+        resume = load_resume(folder)
         if resume is None:
             raise UsageError(
                 f"nothing was published from {shown(folder)}: it holds no {RESUME_NAME}", "Upload it first"

@@ -255,7 +255,7 @@ def test_a_photo_that_never_appears_makes_the_folder_overdue_and_names_the_clust
 ) -> None:
     assert upload(folder, sandbox).code == 0
     sandbox.hidden = {sandbox.clusters[0].photos[3].session_key}
-    made = mu.load_resume(folder, "test")
+    made = mu.load_resume(folder)
     assert made
     uuid = next(iter(made.sequences))
     made.sequences[uuid] = replace(made.sequences[uuid], published_at="2021-08-01T00:00:00.000Z")
