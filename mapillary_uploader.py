@@ -771,22 +771,20 @@ def has_description(tiff: bytes) -> bool:
 def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) -> Photo | None:
     """The photo that Sequence Maker's JSON describes; its problems and warnings go into `found`."""
     photo, sequence, exif, tags, _ = tagging
-    position = found.take(position_of, photo)
-    taken_at = found.take(capture_time, tagging, rules)
-    sequence_id = found.take(sequence_id_of, sequence)
-    slot = found.take(find_slot, tagging)
     heading = heading_of(photo)
     if heading is None:
         found.notes.append("no heading: nothing says which way it faces")
-    if taken_at and taken_at.guessed:
-        found.notes.append("its capture time has no zone: UTC is a guess; --utc-offset says which it is")
+    position = found.take(position_of, photo)
+    taken_at = found.take(capture_time, tagging, rules, found)
+    sequence_id = found.take(sequence_id_of, sequence)
+    slot = found.take(find_slot, tagging)
     if position is None or taken_at is None or sequence_id is None or slot is None:
         return None
     shot = Photo(
         *source,
         photo_id=as_text(photo.get("id")),
         sequence_id=sequence_id,
-        taken_at=taken_at.ms,
+        taken_at=taken_at,
         latitude=position[0],
         longitude=position[1],
         altitude=rounded(finite(photo.get("original_altitude")), 3),
@@ -867,28 +865,25 @@ def sequence_id_of(sequence: Mapping[str, Any]) -> str:
     return value
 
 
-class CaptureTime(NamedTuple):
-    """Milliseconds UTC; `guessed`: nothing said in which zone."""
+def capture_time(tagging: Tagging, rules: Rules, found: Findings) -> int:
+    """Capture time by the clock that Sequence Maker connected the photos with; the other is never a fallback.
 
-    ms: int
-    guessed: bool = False
-
-
-def capture_time(tagging: Tagging, rules: Rules) -> CaptureTime:
-    """Capture time by the clock that Sequence Maker connected the photos with; the other is never a fallback."""
+    A GPS time without zone is UTC; a camera's is taken for UTC too where nothing says its zone, which `found` notes.
+    """
     method = as_text(tagging.photo.get("cli_connection_method")).casefold()
-    if method in GPS_METHODS:
-        name, read = "original_GPSDateTime", gps_time
-    elif method in CAMERA_METHODS:
-        name, read = "original_originalDateTime", camera_time
-    else:
+    if method not in GPS_METHODS + CAMERA_METHODS:
         raise Rejection(BAD_TIME._replace(detail=f"cli_connection_method is {method!r}"[:60]))
-    parsed = parse_time(tagging.photo.get(name))
-    if parsed is None:
+    name = "original_GPSDateTime" if method in GPS_METHODS else "original_originalDateTime"
+    written = parse_time(tagging.photo.get(name))
+    if written is None:
         raise Rejection(BAD_TIME._replace(detail=f"{name} is {tagging.photo.get(name)!r}"[:70]))
-    taken_at = read(parsed, tagging, rules)
-    if not EARLIEST_CAPTURE <= taken_at.ms <= rules.now + DAY:
-        raise Rejection(BAD_TIME._replace(detail=f"{iso(taken_at.ms)}: was the camera's clock set?"))
+    if method in CAMERA_METHODS:
+        written = completed(written, tagging, rules)
+    taken_at = written.ms - 60_000 * (written.zone or 0)
+    if not EARLIEST_CAPTURE <= taken_at <= rules.now + DAY:
+        raise Rejection(BAD_TIME._replace(detail=f"{iso(taken_at)}: was the camera's clock set?"))
+    if written.zone is None and method in CAMERA_METHODS:
+        found.notes.append("its capture time has no zone: UTC is a guess; --utc-offset says which it is")
     return taken_at
 
 
@@ -900,18 +895,13 @@ class WrittenTime(NamedTuple):
     decimals: str
 
 
-def gps_time(written: WrittenTime, tagging: Tagging, rules: Rules) -> CaptureTime:
-    """A GPS time is UTC unless it says otherwise."""
-    return CaptureTime(written.ms - 60_000 * (written.zone or 0))
-
-
-def camera_time(written: WrittenTime, tagging: Tagging, rules: Rules) -> CaptureTime:
-    """A camera's clock: what it lacks comes from EXIF OffsetTimeOriginal and SubSecTimeOriginal, or --utc-offset."""
+def completed(written: WrittenTime, tagging: Tagging, rules: Rules) -> WrittenTime:
+    """A camera's time: what it lacks comes from EXIF OffsetTimeOriginal and SubSecTimeOriginal, or --utc-offset."""
     tiff, tags = tagging.exif.data, tagging.tags
     zones = (written.zone, parse_zone(tag_text(tiff, tags, "Exif", OFFSET_TIME_ORIGINAL)), rules.utc_offset)
     zone = next((zone for zone in zones if zone is not None), None)
     decimals = "" if written.decimals else tag_text(tiff, tags, "Exif", SUB_SEC_TIME_ORIGINAL)
-    return CaptureTime(written.ms + decimals_ms(decimals) - 60_000 * (zone or 0), zone is None)
+    return written._replace(ms=written.ms + decimals_ms(decimals), zone=zone)
 
 
 def parse_time(value: object) -> WrittenTime | None:
@@ -927,9 +917,8 @@ def parse_time(value: object) -> WrittenTime | None:
         return None
     if match[8] and zone is None:
         return None
-    return WrittenTime(
-        (moment - EPOCH) // timedelta(milliseconds=1) + decimals_ms(match[7] or ""), zone, match[7] or ""
-    )
+    decimals = match[7] or ""
+    return WrittenTime((moment - EPOCH) // timedelta(milliseconds=1) + decimals_ms(decimals), zone, decimals)
 
 
 def parse_zone(text: str) -> int | None:
