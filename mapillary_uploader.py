@@ -627,12 +627,6 @@ def tag_number(tiff: bytes, tags: Iterable[Tag], number: int, ifd: str = "IFD1")
     return int.from_bytes(value, "little" if tiff_order(tiff) == "<" else "big") if len(value) <= 4 else 0
 
 
-def orientation_of(tiff: bytes, tags: Iterable[Tag]) -> int:
-    """EXIF Orientation, 1 where it isn't 1..8."""
-    number = tag_number(tiff, tags, ORIENTATION, "IFD0")
-    return number if 1 <= number <= 8 else 1
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Checks
 # ----------------------------------------------------------------------------------------------------------------------
@@ -780,6 +774,7 @@ def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) 
     slot = found.take(find_slot, tagging)
     if position is None or taken_at is None or sequence_id is None or slot is None:
         return None
+    orientation = tag_number(exif.data, tags, ORIENTATION, "IFD0")
     shot = Photo(
         *source,
         photo_id=as_text(photo.get("id")),
@@ -791,8 +786,8 @@ def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) 
         heading=heading,
         make=as_text(photo.get("original_camera_make")),
         model=as_text(photo.get("original_camera_model")),
-        orientation=orientation_of(exif.data, tags),
-        connections=connected_ids(photo),
+        orientation=orientation if 1 <= orientation <= 8 else 1,
+        connections=tuple(map(valid_text, connections_of(photo))),
         slot=slot,
     )
     return roomy(shot, exif)
@@ -952,8 +947,8 @@ def heading_of(photo: Mapping[str, Any]) -> float | None:
 def connection_legs(photo: Mapping[str, Any]) -> list[tuple[float, float]]:
     """(metres, degrees) of each connection that has both finite; metres are negative to the photo before."""
     legs = []
-    for key, value in connections_of(photo).items():
-        if key != "null" and isinstance(value, dict):
+    for value in connections_of(photo).values():
+        if isinstance(value, dict):
             metres, degrees = finite(value.get("distance_mtrs")), finite(value.get("heading_deg"))
             if metres is not None and degrees is not None:
                 legs.append((metres, degrees))
@@ -961,14 +956,9 @@ def connection_legs(photo: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def connections_of(photo: Mapping[str, Any]) -> dict[str, Any]:
-    """Sequence Maker's connections, keyed by photo.id; {} where it isn't an object."""
+    """Sequence Maker's connections, keyed by photo.id, without the bogus "null"; {} where it isn't an object."""
     connections = photo.get("connections")
-    return connections if isinstance(connections, dict) else {}
-
-
-def connected_ids(photo: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ids of the photos that Sequence Maker connected this one to, without the bogus "null"."""
-    return tuple(valid_text(key) for key in connections_of(photo) if key != "null")
+    return {key: connections[key] for key in connections if key != "null"} if isinstance(connections, dict) else {}
 
 
 def find_slot(tagging: Tagging) -> Slot:
