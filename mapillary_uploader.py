@@ -1237,11 +1237,6 @@ def other_values(tiff: bytes) -> dict[tuple[str, int], tuple[object, ...]] | Non
     return {key: value for key, value in values.items() if key not in moving}
 
 
-def tagged_size(size: int, splices: Iterable[Splice]) -> int:
-    """The length of a file of `size` bytes with the splices made."""
-    return size + sum(len(splice.data) - (splice.end - splice.start) for splice in splices)
-
-
 def tagged_blocks(stream: BinaryIO, size: int, splices: Sequence[Splice], offset: int = 0) -> Iterator[bytes]:
     """The photo's bytes with the splices made, from `offset` on, in blocks of about BLOCK bytes."""
     block = bytearray()
@@ -1844,6 +1839,15 @@ class Transfer:
             raise
 
 
+def session_of(blocks: Iterable[bytes], suffix: str = "jpg") -> tuple[str, int]:
+    """Session key and size of these bytes: the same ones always continue the same session."""
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return f"mly_tools_{digest.hexdigest()}.{suffix}", size
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A photo that arrived; `found`: how much of it the server held before."""
@@ -1863,12 +1867,8 @@ class SendPhoto:
 
     def __call__(self, connections: Connections) -> Sent:
         photo = self.planned.photo
-        size = tagged_size(photo.size, tagged(self.planned))
         with open_photo(place(self.folder, photo.file)) as stream:
-            digest = hashlib.md5(usedforsecurity=False)
-            for block in self.blocks(stream):
-                digest.update(block)
-            key = f"mly_tools_{digest.hexdigest()}.jpg"
+            key, size = session_of(self.blocks(stream))
             with connections.one() as client:
                 transfer = Transfer(client, key, size, partial(self.blocks, stream))
                 handle = transfer.run(self.ask or (self.known is not None and self.known.session_key == key))
@@ -1899,9 +1899,9 @@ class SendManifest:
     def __call__(self, connections: Connections) -> str:
         content = {"version": "1", "upload_type": "images", "image_handles": self.handles}
         body = json.dumps(content).encode()
-        key = f"mly_tools_{hashlib.md5(body, usedforsecurity=False).hexdigest()}.json"
+        key, size = session_of([body], "json")
         with connections.one() as client:
-            return Transfer(client, key, len(body), lambda at: iter((body[at:],))).run(ask=False)
+            return Transfer(client, key, size, lambda at: iter((body[at:],))).run(ask=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -3272,11 +3272,9 @@ def is_same_photo(folder: Path, photo: Photo, uuid: str, file: str, entry: Entry
     if (photo.size, photo.mtime_ns) == (entry.size, entry.mtime_ns):
         return True
     planned = Planned(replace(photo, file=file), uuid, from_iso(entry.captured_at))
-    digest = hashlib.md5(usedforsecurity=False)
     with contextlib.suppress(PhotoChanged), open_photo(place(folder, photo.file)) as stream:
-        for block in tagged_blocks(stream, photo.size, tagged(planned)):
-            digest.update(block)
-    return entry.session_key == f"mly_tools_{digest.hexdigest()}.jpg"
+        return entry.session_key == session_of(tagged_blocks(stream, photo.size, tagged(planned)))[0]
+    return False
 
 
 def same_content(one: Path, other: Path) -> bool:
