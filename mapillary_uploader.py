@@ -1169,6 +1169,8 @@ def from_iso(text: str) -> int:
 
 def fitting(planned: Planned) -> bytes | None:
     """The description as it fits the slot: whole, without file name, without make and model too; None: none does."""
+    if planned.photo.slot.exif is not None:
+        return None
     description = describe(planned)
     for spared in ((), ("MAPFilename",), ("MAPDeviceMake", "MAPDeviceModel")):
         for key in spared:
@@ -1181,8 +1183,7 @@ def fitting(planned: Planned) -> bytes | None:
 
 def tagged(planned: Planned) -> tuple[Splice, ...]:
     """What to replace in the photo's bytes: the slot and its count; all EXIF only where the slot is too small."""
-    slot = planned.photo.slot
-    value = fitting(planned) if slot.exif is None else None
+    slot, value = planned.photo.slot, fitting(planned)
     if value is None:
         return (rewritten(planned),)
     count = struct.pack(slot.order + "I", len(value) + 1)
@@ -2952,7 +2953,7 @@ class Report:
             "problems": problems + ([self.failures[file]] if file in self.failures else []),
             "warnings": list(verdict.warnings),
             "sequence": uuid,
-            "description": json.loads(sent_description(planned)) if planned else None,
+            "description": json.loads(fitting(planned) or description_bytes(describe(planned))) if planned else None,
             "image_id": entry.image_id if entry else None,
         }
 
@@ -3055,11 +3056,6 @@ class Report:
             steps[Exit.REJECTED] = "The rest is done; the rejected photos need a look."
         code = self.code()
         return steps.get(code, f"Stopped. {self.errors[0].hint if self.errors else ''}".strip())
-
-
-def sent_description(planned: Planned) -> bytes:
-    """The description as it goes into the photo."""
-    return (fitting(planned) if planned.photo.slot.exif is None else None) or description_bytes(describe(planned))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
