@@ -370,6 +370,10 @@ class Entry:
         """All ids under which Mapillary shows it."""
         return self.image_ids or ([self.image_id] if self.image_id else [])
 
+    def usable(self, now: int) -> bool:
+        """Whether it has a file handle younger than HANDLE_HOURS."""
+        return bool(self.file_handle) and from_iso(self.uploaded_at) > now - HANDLE_HOURS * 3_600_000
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRecord:
@@ -2001,7 +2005,7 @@ class Uploading:
         self.missing: dict[str, set[str]] = {}  # per sequence, the photos that haven't arrived
         self.stalled: list[Job] = []  # what failed since something last got through
         self.waited = 0.0
-        self.probes = 0 if resume.closed else 2 * shell.options.workers
+        self.probes = 0 if resume.closed else 2 * shell.options.workers  # photos to ask for first, still
         self.crew = Crew(shell.options.workers, partial(Client, shell.service, shell.account().token, shell.line))
         self.saved_at, self.save_cost = shell.clock.seconds(), 0.0
 
@@ -2029,12 +2033,11 @@ class Uploading:
     def enlist(self, part: Part, known: Mapping[str, Entry]) -> None:
         """Queue what is left to do of a part."""
         entries = self.resume.sequences[part.uuid].photos
-        oldest = self.shell.clock.now() - HANDLE_HOURS * 3_600_000
         self.missing[part.uuid] = set()
         for planned in part.photos:
             file = planned.photo.file
             entry = entries.get(file)
-            if entry and entry.file_handle and from_iso(entry.uploaded_at) > oldest:
+            if entry and entry.usable(self.shell.clock.now()):
                 self.report.photo_state(file, "uploaded")
                 continue
             self.missing[part.uuid].add(file)
@@ -2046,7 +2049,10 @@ class Uploading:
         """Keep the crew at work until nothing is left, or the outage outlasts the patience."""
         while self.todo or self.crew.busy or self.outage:
             while self.todo and self.crew.has_room and not self.outage:
-                self.crew.start(self.probing(self.todo.popleft()))
+                job = self.todo.popleft()
+                if isinstance(job, SendPhoto) and self.probes > 0:  # the server may hold parts: ask until it has none
+                    job = replace(job, ask=True)
+                self.crew.start(job)
             if not self.crew.busy:
                 self.sit_out()
             elif item := self.crew.next(self.shell.console.tick):
@@ -2054,10 +2060,6 @@ class Uploading:
             self.shell.console.progress(self.shell.line.sent)
             if self.shell.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
                 self.save()
-
-    def probing(self, job: Job) -> Job:
-        """After a run that didn't end in order, the server may hold parts of photos: ask first until it has none."""
-        return replace(job, ask=True) if isinstance(job, SendPhoto) and self.probes > 0 else job
 
     def settle(self, job: Job, result: Any) -> None:
         """Take a job's result into the books."""
@@ -2163,15 +2165,16 @@ class Uploading:
 
     def finished(self, job: Finish, result: Any) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
-        console, count = self.shell.console, len(self.resume.sequences[job.uuid].photos)
+        photos = self.resume.sequences[job.uuid].photos
         if isinstance(result, str):
-            changes = {"state": "published", "cluster_id": result, "published_at": iso(self.shell.clock.now())}
-            self.resume.put(job.uuid, **changes)
-            console.info(f"published sequence {job.uuid}: {count} photos (cluster {result})")
+            published_at = iso(self.shell.clock.now())
+            self.resume.put(job.uuid, state="published", cluster_id=result, published_at=published_at)
+            self.shell.console.info(f"published sequence {job.uuid}: {len(photos)} photos (cluster {result})")
         elif isinstance(result, (NotActedOn, SignInError, Stopped, Refused)):
             self.not_published(job.uuid)
-            if isinstance(result, Refused):
-                forget_handles(self.resume, job.uuid)
+            if isinstance(result, Refused):  # its handles may be what is wrong
+                photos = {file: replace(entry, file_handle=None) for file, entry in photos.items()}
+                self.resume.put(job.uuid, manifest_handle=None, photos=photos)
             self.report.error(UploaderError(f"sequence {job.uuid} was not published: {result}", "Run again to go on"))
         else:
             self.resume.put(job.uuid, state="unconfirmed")
@@ -2255,12 +2258,6 @@ def entry_of(planned: Planned, key: str, handle: str, uploaded_at: str) -> Entry
         *(photo.photo_id, photo.size, photo.mtime_ns, description_md5(planned), key, handle, uploaded_at),
         *(iso(photo.taken_at), iso(planned.captured_at), photo.latitude, photo.longitude, photo.make, photo.model),
     )
-
-
-def forget_handles(resume: Resume, uuid: str) -> None:
-    """After Mapillary refused a manifest: its handles may be what is wrong."""
-    photos = {file: replace(entry, file_handle=None) for file, entry in resume.sequences[uuid].photos.items()}
-    resume.put(uuid, manifest_handle=None, photos=photos)
 
 
 def place(folder: Path, file: str) -> Path:
@@ -2863,10 +2860,6 @@ class Report:
         self.resume: Resume | None = None
         self.checked_at: int | None = None
 
-    def judged(self, verdicts: Iterable[Verdict]) -> None:
-        """Take the verdicts of step 1."""
-        self.verdicts = {verdict.file: verdict for verdict in verdicts}
-
     def photo_state(self, file: str, state: str) -> None:
         """A photo came further."""
         self.states[file] = state
@@ -3096,7 +3089,7 @@ def main(folder: Path, shell: Shell, report: Report) -> None:
 
         # 1. Read and check every photo; nothing is sent before all are judged.
         verdicts = read_and_check(folder, files, resume, shell)
-        report.judged(verdicts)
+        report.verdicts = {verdict.file: verdict for verdict in verdicts}
 
         # 2. Plan: sequences, their order and limits, descriptions.
         parts = plan(verdicts, resume, report)
@@ -3132,6 +3125,7 @@ def look_up_unconfirmed(shell: Shell, resume: Resume, report: Report) -> None:
     except ServiceError as error:
         shell.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
         looked_up = False
+    now = shell.clock.now()
     for uuid, record in list(resume.sequences.items()):
         if record.state != "unconfirmed":
             continue
@@ -3139,7 +3133,7 @@ def look_up_unconfirmed(shell: Shell, resume: Resume, report: Report) -> None:
         report.doubtful.add(uuid)
         if not (shell.options.republish and looked_up):
             report.error(UploaderError(f"it is not known whether sequence {uuid} was published", UNCONFIRMED))
-        elif record.manifest_handle and has_fresh_handles(record, shell.clock.now()):
+        elif record.manifest_handle and all(entry.usable(now) for entry in record.photos.values()):
             report.again.append(uuid)
         elif missing:
             hint = f"Put {shown(missing[0])} back, and run again"
@@ -3150,12 +3144,6 @@ def look_up_unconfirmed(shell: Shell, resume: Resume, report: Report) -> None:
             )
             resume.put(uuid, state="uploading", manifest_handle=None)
     resume.save()
-
-
-def has_fresh_handles(record: SequenceRecord, now: int) -> bool:
-    """Whether all file handles are younger than HANDLE_HOURS."""
-    oldest = now - HANDLE_HOURS * 3_600_000
-    return all(entry.file_handle and from_iso(entry.uploaded_at) > oldest for entry in record.photos.values())
 
 
 def list_photos(folder: Path) -> tuple[list[str], list[str]]:
