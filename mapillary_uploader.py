@@ -3491,11 +3491,7 @@ def parse_offset(_: click.Context, __: click.Parameter, value: str | None) -> in
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("-d", "--directory", metavar="DIR", help="The folder of photos. Required, except with --login.")
 @click.option(
-    "-u",
-    "--username",
-    metavar="NAME",
-    default="",
-    help="The Mapillary account to publish as. Required, except with --dry-run.",
+    "-u", "--username", metavar="NAME", help="The Mapillary account to publish as. Required, except with --dry-run."
 )
 @click.option("-o", "--organization", metavar="ID", help="Publish for this organization (numeric id).")
 @click.option("-r", "--recursive", is_flag=True, help="Every folder below that holds photos, one after the other.")
@@ -3517,28 +3513,18 @@ def parse_offset(_: click.Context, __: click.Parameter, value: str | None) -> in
     "--min-age",
     metavar="SECONDS",
     type=click.FloatRange(0),
-    default=0,
     help="Stop while a photo of the folder is younger: it is still being copied. [default: 0]",
 )
 @click.option(
-    "--patience",
-    metavar="MINUTES",
-    type=click.FloatRange(0),
-    default=10,
-    help="How long to wait out an outage. [default: 10]",
+    "--patience", metavar="MINUTES", type=click.FloatRange(0), help="How long to wait out an outage. [default: 10]"
 )
 @click.option(
-    "--workers",
-    metavar="N",
-    type=click.IntRange(1, 32),
-    default=4,
-    help="Photos uploaded at once, 1 to 32. [default: 4]",
+    "--workers", metavar="N", type=click.IntRange(1, 32), help="Photos uploaded at once, 1 to 32. [default: 4]"
 )
 @click.option(
     "--retries",
     metavar="N",
     type=click.IntRange(0, 20),
-    default=3,
     help="Retries of one photo or call after a failure, 0 to 20. [default: 3]",
 )
 @click.option("--json", "json", is_flag=True, help="One JSON document with the result on stdout.")
@@ -3551,10 +3537,10 @@ def command(**given: Any) -> Exit:
     Exit codes: 0 done, 1 not finished (run again), 2 usage, 3 photos rejected, 4 sign-in, 5 another run is at work,
     6 overdue (--check), 130 and 143 stopped.
     """
+    given |= {name: Path(given[name]) if given[name] else None for name in ("directory", "output")}
     if not given["directory"] and not given["login"]:
         raise click.UsageError("the folder of photos is missing: give it with -d DIR")
-    output = Path(given.pop("output") or "") if given["output"] else given.pop("output")
-    return program(Options(**given | {"directory": Path(given["directory"] or "")}, output=output), os.environ, Clock())
+    return program(Options(**{name: value for name, value in given.items() if value is not None}), os.environ, Clock())
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
