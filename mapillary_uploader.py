@@ -39,6 +39,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -471,6 +472,7 @@ GPANO = "http://ns.google.com/photos/1.0/panorama/ "
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 # Exif 3.0, 4.6.2
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
+TYPE_UNITS = {3: "H", 8: "H", 12: "Q"} | dict.fromkeys((4, 5, 9, 10, 11, 13), "I")  # what byte order swaps; else bytes
 DIRECTORIES = {0x8769: "Exif", 0x8825: "GPS", 0xA005: "Interoperability"}
 IMAGE_DESCRIPTION, ORIENTATION, OFFSET_TIME_ORIGINAL, SUB_SEC_TIME_ORIGINAL = 0x010E, 0x0112, 0x9011, 0x9291
 THUMBNAIL_AT, THUMBNAIL_SIZE, MAKER_NOTE = 0x0201, 0x0202, 0x927C
@@ -1105,9 +1107,8 @@ def find_hops(parts: Iterable[Part]) -> dict[str, str]:
         metres = distance(here.latitude, here.longitude, there.latitude, there.longitude)
         kmh = 3_600 * metres / (other.captured_at - one.captured_at)
         if kmh > FASTEST_KMH and metres > 50:  # below, it is the receiver's noise in a burst
-            hops[there.file] = (
-                f"{metres:,.0f} m from {shown(here.file)} at {kmh:,.0f} km/h: is its position or time wrong?"
-            )
+            way = f"{metres:,.0f} m from {shown(here.file)} at {kmh:,.0f} km/h"
+            hops[there.file] = f"{way}: is its position or time wrong?"
     return hops
 
 
@@ -1190,12 +1191,8 @@ def tagged(planned: Planned) -> tuple[Splice, ...]:
     slot, value = planned.photo.slot, fitting(planned)
     if value is None:
         return (rewritten(planned),)
-    count = struct.pack(slot.order + "I", len(value) + 1)
-    splices = (
-        Splice(slot.count_at, slot.count_at + 4, count),
-        Splice(slot.at, slot.at + slot.size, value.ljust(slot.size, b"\0")),
-    )
-    return tuple(sorted(splices))
+    count = Splice(slot.count_at, slot.count_at + 4, struct.pack(slot.order + "I", len(value) + 1))
+    return tuple(sorted((count, Splice(slot.at, slot.at + slot.size, value.ljust(slot.size, b"\0")))))
 
 
 def rewritten(planned: Planned) -> Splice:
@@ -1229,9 +1226,7 @@ def other_values(tiff: bytes) -> dict[tuple[str, int], tuple[object, ...]] | Non
         return None
     values: dict[tuple[str, int], tuple[object, ...]] = {}
     for tag in tags:
-        unit = (
-            "H" if tag.kind in (3, 8) else "I" if tag.kind in (4, 5, 9, 10, 11, 13) else "Q" if tag.kind == 12 else "B"
-        )
+        unit = TYPE_UNITS.get(tag.kind, "B")
         numbers = struct.unpack_from(f"{order}{tag.size // struct.calcsize(unit)}{unit}", tiff, tag.at)
         values[tag.ifd, tag.number] = (tag.kind, *numbers)
         if tag.number == MAKER_NOTE:  # its own offsets count from the TIFF header: it may not move
@@ -1701,7 +1696,7 @@ class Client:
         took = 1000 * (self.line.clock.seconds() - started)
         message = server_message(answer, self.secrets)
         self.line.log(f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
-        return judge_answer(name, answer.status_code, json_of(answer), answer.headers, message)
+        return judge_answer(name, answer, message)
 
     def _counted(self, body: Iterator[bytes]) -> Iterator[bytes]:
         for block in body:
@@ -1760,16 +1755,15 @@ def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
     return shown(" ".join(re.sub("<[^>]*>", " ", without(secrets, answer.text)[:2000]).split()))[:100]
 
 
-def judge_answer(
-    name: str, status: int, data: dict[str, Any], headers: Mapping[str, str], message: str
-) -> dict[str, Any]:
+def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str, Any]:
     """The data of a good answer; else raise what mapillary-api.md's table of errors says it means."""
+    status, data = answer.status_code, json_of(answer)
     if 200 <= status < 300:
         return data
     info = data.get("debug_info") if isinstance(data.get("debug_info"), dict) else {}
     kind, retriable = (info or {}).get("type"), (info or {}).get("retriable") is True
     text = f"{name}: HTTP {status}{message and ', ' + message}"
-    asked = retry_after(headers.get("Retry-After", ""))
+    asked = retry_after(answer.headers.get("Retry-After", ""))
     if status in (401, 403) or (status == 400 and kind == "NotAuthorizedError"):
         raise SignInError(
             f"Mapillary refuses the token ({text})", "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
@@ -2114,12 +2108,8 @@ class Uploading:
         """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
         patience = 60 * self.shell.options.patience
         if self.waited >= patience:
-            self.report.error(
-                UploaderError(
-                    f"nothing gets through to Mapillary; given up after {self.waited / 60:.0f} min",
-                    "Run again to go on",
-                )
-            )
+            text = f"nothing gets through to Mapillary; given up after {self.waited / 60:.0f} min"
+            self.report.error(UploaderError(text, "Run again to go on"))
             self.todo.clear()
             self.stalled = []
             return
@@ -2178,9 +2168,8 @@ class Uploading:
             self.report.error(UploaderError(f"sequence {job.uuid} was not published: {result}", "Run again to go on"))
         else:
             self.resume.put(job.uuid, state="unconfirmed")
-            self.report.error(
-                UploaderError(f"it is not known whether sequence {job.uuid} was published: {result}", UNCONFIRMED)
-            )
+            text = f"it is not known whether sequence {job.uuid} was published: {result}"
+            self.report.error(UploaderError(text, UNCONFIRMED))
         self.save()
         if isinstance(result, BaseException) and not isinstance(result, ServiceError):
             raise result
@@ -2431,9 +2420,8 @@ def settle_unconfirmed(client: Client, resume: Resume) -> list[str]:
     settled = []
     for uuid, record in resume.settled().items():
         if record.state == "unconfirmed" and record.photos:
-            options = candidates(
-                published_entries(resume), find_images(client, resume.username, record.photos.values())
-            )
+            images = find_images(client, resume.username, record.photos.values())
+            options = candidates(published_entries(resume), images)
             best = [{one.file.partition("/")[0] for one in near if one[:2] == near[0][:2]} for near in options.values()]
             if {uuid} in best:
                 resume.put(uuid, state="published", published_at=record.publish_tried_at)
@@ -2451,12 +2439,10 @@ def is_overdue(record: SequenceRecord, now: int) -> bool:
 def liveness(record: SequenceRecord, now: int) -> str:
     """What is known of a sequence on Mapillary, in words. Never "failed": the API can't tell."""
     count, live = len(record.photos), record.live
+    if record.state == "uploading":
+        return "not published yet"
     if record.state != "published":
-        return (
-            "not published yet"
-            if record.state == "uploading"
-            else "unconfirmed: none of its photos is on Mapillary yet"
-        )
+        return "unconfirmed: none of its photos is on Mapillary yet"
     if live == count:
         return "live"
     text = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
@@ -2905,14 +2891,10 @@ class Report:
             codes.append(Exit.REJECTED)
         if states - {"rejected", "published"} and not self.options.dry_run and not self.blocked():
             codes.append(Exit.UNFINISHED)
-        if (
-            self.resume
-            and not self.options.dry_run
-            and any(r.publish_tried_at and r.state != "published" for r in self.resume.sequences.values())
-        ):
+        records = self.resume.sequences.values() if self.resume else ()
+        if not self.options.dry_run and any(r.publish_tried_at and r.state != "published" for r in records):
             codes.append(Exit.UNFINISHED)
-        if self.checked_at is not None and self.resume:
-            records = self.resume.sequences.values()
+        if self.checked_at is not None:
             codes += [Exit.OVERDUE for record in records if is_overdue(record, self.checked_at)]
             codes += [Exit.UNFINISHED for record in records if record.live < len(record.photos)]
         return worst(codes)
@@ -2989,9 +2971,8 @@ class Report:
             lines.append(f"  rejected, {problem.what}: {problem.fix}")
             lines += [f"    {shown(file)}{detail and f' ({detail})'}" for file, detail in files]
         if self.skipped and not self.options.dry_run:
-            lines.append(
-                f"  skipped, no photos: {', '.join(map(shown, self.skipped[:5]))}{', …' * (len(self.skipped) > 5)}"
-            )
+            names = [shown(name) for name in self.skipped[:5]] + ["…"] * (len(self.skipped) > 5)
+            lines.append(f"  skipped, no photos: {', '.join(names)}")
         return "\n".join([*lines, f"  {self.next_step()}"])
 
     def counts(self) -> str:
@@ -3000,11 +2981,8 @@ class Report:
             records = self.sequences().values()
             return f"{sum(r.live for r in records):,} of {sum(len(r.photos) for r in records):,} photos are live"
         states = Counter(self.state(file) for file in self.verdicts)
-        texts = [
-            f"{states[state]:,} {state}"
-            for state in ("published", "uploaded", "ready", "failed", "rejected")
-            if states[state]
-        ]
+        order = ("published", "uploaded", "ready", "failed", "rejected")
+        texts = [f"{states[state]:,} {state}" for state in order if states[state]]
         return f"{len(self.verdicts):,} photos: {', '.join(texts)}" if self.verdicts else "nothing was read"
 
     def sequence_line(self, uuid: str, record: SequenceRecord) -> str:
@@ -3348,9 +3326,7 @@ def find_folders(options: Options) -> list[Path]:
         return [options.directory]
     folders = []
     for path, names, files in os.walk(options.directory):
-        names[:] = sorted(
-            (n for n in names if not n.startswith((".", "@"))), key=natural_order
-        )  # @eaDir: NAS thumbnails
+        names[:] = sorted((n for n in names if n[0] not in ".@"), key=natural_order)  # @eaDir: NAS thumbnails
         photos = any(n.lower().endswith((".jpg", ".jpeg")) and not n.startswith(".") for n in files)
         if RESUME_NAME in files if options.check else photos:
             folders.append(Path(path))
@@ -3430,13 +3406,10 @@ def expected(error: Exception) -> UploaderError:
         return error
     if isinstance(error, ModuleNotFoundError):
         return UsageError(f"the package {error.name} is not installed", "pip install -r requirements.txt")
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    place = f" at line {trace.tb_lineno}" if trace else ""
-    return UploaderError(
-        f"unexpected {type(error).__name__}{place}: {shown(error)[:200]}", "That is a bug: please report it"
-    )
+    trace = traceback.extract_tb(error.__traceback__)
+    place = f" at line {trace[-1].lineno}" if trace else ""
+    what = f"unexpected {type(error).__name__}{place}: {shown(error)[:200]}"
+    return UploaderError(what, "That is a bug: please report it")
 
 
 def result_json(options: Options, reports: Sequence[Report], failure: Report, code: Exit) -> Iterator[str]:
