@@ -1912,8 +1912,8 @@ class Finish:
     organization_id: str | None
 
     def __call__(self, connections: Connections) -> str:
-        client = connections.new()
-        return client.line.persist(lambda: client.finish(self.manifest_handle, self.organization_id))
+        with contextlib.closing(connections.new()) as client:
+            return client.line.persist(partial(client.finish, self.manifest_handle, self.organization_id))
 
 
 Job = SendPhoto | SendManifest | Finish
