@@ -2130,9 +2130,11 @@ class Uploading:
 
     def publish_if_complete(self, uuid: str) -> None:
         """Send the manifest once every photo of the part has arrived."""
+        if self.missing[uuid]:
+            return
         entries = self.resume.sequences[uuid].photos
         files = [planned.photo.file for planned in self.parts[uuid].photos if planned.photo.file in entries]
-        if files and not self.missing[uuid]:
+        if files:
             self.todo.appendleft(SendManifest(uuid, tuple(str(entries[file].file_handle) for file in files)))
 
     def publish(self, uuid: str, manifest_handle: str) -> None:
