@@ -2277,7 +2277,6 @@ def check_unchanged(stream: BinaryIO, photo: Photo) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 NEAR_MS, NEAR_METRES = 1_000, 2.0
-IMAGE_FIELDS = "id,captured_at,geometry,sequence,make,model"
 
 
 class Image(NamedTuple):
@@ -2295,28 +2294,21 @@ class Image(NamedTuple):
 def find_images(client: Client, username: str, entries: Iterable[Entry]) -> list[Image]:
     """What Mapillary shows of an account within the entries' capture window, ± 2 s; all pages. May be repeated."""
     times = [from_iso(entry.captured_at) for entry in entries]
-    data = client.line.persist(
-        lambda: client.get(
-            "/images",
-            fields=IMAGE_FIELDS,
-            creator_username=username,
-            start_captured_at=iso(min(times) - 2_000),
-            end_captured_at=iso(max(times) + 2_000),
-            limit="2000",
-        )
-    )
+    query = {"start_captured_at": iso(min(times) - 2_000), "end_captured_at": iso(max(times) + 2_000), "limit": "2000"}
+    query |= {"creator_username": username, "fields": "id,captured_at,geometry,sequence,make,model"}
     images: dict[str, Image] = {}
     seen: set[str] = set()
-    while True:
+    page: Any = f"{client.service.graph}/images"
+    while isinstance(page, str) and page not in seen:
+        if not page.startswith(client.service.graph + "/"):
+            raise ServiceError("GET /images: its next page is on another host", "It is not followed: report this")
+        data = client.line.persist(partial(client.get, page, **query))
+        query = {}  # the next page's address carries it
+        seen.add(page)
         images |= {image.id: image for image in map(image_of, data.get("data") or ()) if image}
         paging = data.get("paging")
-        following = paging.get("next") if isinstance(paging, dict) else None
-        if not isinstance(following, str) or following in seen:
-            return list(images.values())
-        if not following.startswith(client.service.graph + "/"):
-            raise ServiceError("GET /images: its next page is on another host", "It is not followed: report this")
-        seen.add(following)
-        data = client.line.persist(partial(client.get, following))
+        page = paging.get("next") if isinstance(paging, dict) else None
+    return list(images.values())
 
 
 def image_of(data: Any) -> Image | None:
@@ -2673,10 +2665,9 @@ def token_by(shell: Shell, grant: Mapping[str, str]) -> Profile:
 
 def renewed(profile: Profile, shell: Shell) -> Profile:
     """The profile, with a new token where OAuth's is about to run out and the application's secret is there."""
-    try:
-        left = from_iso(profile.expires) - shell.clock.now() if profile.expires else math.inf
-    except ValueError:
-        left = math.inf
+    left = math.inf
+    with contextlib.suppress(ValueError):  # none that we wrote
+        left = from_iso(profile.expires) - shell.clock.now()
     if left > RENEW_DAYS * DAY:
         return profile
     if shell.environment.get("MAPILLARY_CLIENT_ID") and shell.environment.get("MAPILLARY_CLIENT_SECRET"):
@@ -2784,15 +2775,12 @@ class Console:
 
     def progress(self, sent: int) -> None:
         """Progress of step 3; `sent`: bytes handed to the network for this folder."""
-        self._show(self._progress_text(sent))
-
-    def _progress_text(self, sent: int) -> str:
         done = min(self._total, max(self._arrived_bytes, sent))
         rate = done / max(0.1, self.clock.seconds() - self._started)
         left = timedelta(seconds=int((self._total - done) / rate)) if rate else "?"
         text = f"{self._arrived:,}/{self._photos:,} photos, {in_words(done)}/{in_words(self._total)}"
         sequence = f", sequence {self._sequence[:8]}…" if self._sequence else ""  # 80 columns hold no more
-        return f"{text}, {in_words(rate)}/s, {left} left{sequence}"
+        self._show(f"{text}, {in_words(rate)}/s, {left} left{sequence}")
 
     def _show(self, text: str) -> None:
         now = self.clock.seconds()
