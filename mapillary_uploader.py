@@ -780,7 +780,7 @@ def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) 
     slot = found.take(find_slot, tagging)
     if position is None or taken_at is None or sequence_id is None or slot is None:
         return None
-    orientation = tag_number(exif.data, tags, ORIENTATION, "IFD0")
+    orientation, altitude = tag_number(exif.data, tags, ORIENTATION, "IFD0"), finite(photo.get("original_altitude"))
     shot = Photo(
         *source,
         photo_id=as_text(photo.get("id")),
@@ -788,7 +788,7 @@ def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) 
         taken_at=taken_at,
         latitude=position[0],
         longitude=position[1],
-        altitude=rounded(finite(photo.get("original_altitude")), 3),
+        altitude=None if altitude is None else round(altitude, 3) + 0.0,  # no negative zero
         heading=heading,
         make=as_text(photo.get("original_camera_make")),
         model=as_text(photo.get("original_camera_model")),
@@ -826,11 +826,6 @@ def finite(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an int beyond float's range
         return None
-
-
-def rounded(value: float | None, digits: int) -> float | None:
-    """Rounded, without a negative zero."""
-    return None if value is None else round(value, digits) + 0.0
 
 
 def as_text(value: object) -> str:
@@ -2087,10 +2082,12 @@ class Uploading:
         """A photo or a manifest didn't get there; where every worker fails in turn, the line is down."""
         if isinstance(job, SendPhoto) and isinstance(error, Refused) and self.shell.options.skip_invalid:
             problem = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use", str(error))
-            self.report.reject(job.planned.photo.file, problem)
-            self.resume.drop(job.planned.uuid, job.planned.photo.file)  # an older handle must not be published
-            self.missing[job.planned.uuid].discard(job.planned.photo.file)
-            self.publish_if_complete(job.planned.uuid)
+            uuid, file = job.planned.uuid, job.planned.photo.file
+            self.report.verdicts[file] = self.report.verdicts[file].rejected(problem)
+            self.shell.console.error(f"{shown(file)}: {problem}")
+            self.resume.drop(uuid, file)  # an older handle must not be published
+            self.missing[uuid].discard(file)
+            self.publish_if_complete(uuid)
             return
         what = shown(job.planned.photo.file) if isinstance(job, SendPhoto) else f"the manifest of sequence {job.uuid}"
         self.report.fail(job, what, error)
@@ -2678,13 +2675,10 @@ def renewed(profile: Profile, shell: Shell) -> Profile:
             return new
         except UploaderError as error:
             shell.console.warn(f"the token could not be renewed: {error}")
+    whose = f"the token of profile {shown(profile.name)}"
     if left <= 0:
-        raise SignInError(
-            f"the token of profile {shown(profile.name)} has run out", TOKEN_HELP.format(shown(profile.name))
-        )
-    shell.console.warn(
-        f"the token of profile {shown(profile.name)} runs out on {profile.expires[:10]}: sign in again before"
-    )
+        raise SignInError(f"{whose} has run out", TOKEN_HELP.format(shown(profile.name)))
+    shell.console.warn(f"{whose} runs out on {profile.expires[:10]}: sign in again before")
     return profile
 
 
@@ -2840,11 +2834,6 @@ class Report:
         """A photo came further."""
         self.states[file] = state
         self.failures.pop(file, None)
-
-    def reject(self, file: str, problem: Problem) -> None:
-        """A photo that turned out to be unfit after the checks."""
-        self.verdicts[file] = self.verdicts[file].rejected(problem)
-        self.console.error(f"{shown(file)}: {problem}")
 
     def fail(self, job: Job, what: str, error: UploaderError) -> None:
         """A photo or manifest that didn't get there."""
