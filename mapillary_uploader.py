@@ -1233,24 +1233,11 @@ def other_values(tiff: bytes) -> dict[tuple[str, int], tuple[object, ...]] | Non
 
 
 def tagged_blocks(stream: BinaryIO, size: int, splices: Sequence[Splice], offset: int = 0) -> Iterator[bytes]:
-    """The photo's bytes with the splices made, from `offset` on, in blocks of about BLOCK bytes."""
-    block = bytearray()
-    for piece in tagged_pieces(stream, size, splices):
-        skipped = min(offset, len(piece))
-        offset -= skipped
-        block += memoryview(piece)[skipped:]
-        if len(block) >= BLOCK:
-            yield bytes(block)
-            block.clear()
-    if block:
-        yield bytes(block)
-
-
-def tagged_pieces(stream: BinaryIO, size: int, splices: Sequence[Splice]) -> Iterator[bytes]:
-    """The same, all of it, cut where the splices begin and end."""
+    """The photo's bytes with the splices made, from `offset` on, cut at the splices and every BLOCK bytes."""
     at = 0
     for splice in (*splices, Splice(size, size, b"")):
-        stream.seek(at)
+        skipped = min(offset, splice.start - at)
+        at = stream.seek(at + skipped)
         while at < splice.start:
             try:
                 piece = stream.read(min(BLOCK, splice.start - at))
@@ -1260,7 +1247,8 @@ def tagged_pieces(stream: BinaryIO, size: int, splices: Sequence[Splice]) -> Ite
                 raise PhotoChanged("the photo became shorter while it was read", "Run again when it is at rest")
             at += len(piece)
             yield piece
-        yield splice.data
+        yield splice.data[offset - skipped :]
+        offset = max(0, offset - skipped - len(splice.data))
         at = splice.end
 
 
@@ -1351,7 +1339,10 @@ class Resume:
 def sequence_text(uuid: str, record: SequenceRecord) -> str:
     """A sequence in the resume file."""
     facts = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "photos"}
-    photos = (f"        {to_json(file)}: {to_json(entry_json(entry))}" for file, entry in record.photos.items())
+    photos = []
+    for file, entry in record.photos.items():
+        values = {name: getattr(entry, name) for name in Entry.__slots__ if name != "image_ids" or entry.image_ids}
+        photos.append(f"        {to_json(file)}: {to_json(values)}")
     return f'    {to_json(uuid)}: {{{to_json(facts)[1:-1]},\n      "photos": {{\n' + ",\n".join(photos) + "\n      }}"
 
 
@@ -1363,14 +1354,6 @@ def in_utf8(text: str) -> bytes:
 def to_json(value: object) -> str:
     """Compact JSON in which letters stay letters."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def entry_json(entry: Entry) -> dict[str, Any]:
-    """An entry's JSON; image_ids only where there are some."""
-    values = {name: getattr(entry, name) for name in Entry.__slots__}
-    if not entry.image_ids:
-        del values["image_ids"]
-    return values
 
 
 def load_resume(folder: Path) -> Resume | None:
