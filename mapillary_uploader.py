@@ -935,25 +935,18 @@ def decimals_ms(digits: str) -> int:
 
 
 def heading_of(photo: Mapping[str, Any]) -> float | None:
-    """Compass heading in [0, 360): the camera's; else towards the next photo; else away from the one before."""
+    """Compass heading in [0, 360): the camera's; else towards the next photo; else away from the one before.
+
+    A connection's distance is negative to the photo before. Without a finite one, or with 0, it says nothing.
+    """
     heading = finite(photo.get("original_heading"))
     if heading is None:
-        legs = connection_legs(photo)
-        ahead = [degrees for metres, degrees in legs if metres > 0]
-        behind = [degrees + 180 for metres, degrees in legs if metres < 0]
+        connections = [value for value in connections_of(photo).values() if isinstance(value, dict)]
+        legs = [(finite(value.get("distance_mtrs")) or 0, finite(value.get("heading_deg"))) for value in connections]
+        ahead = [degrees for metres, degrees in legs if metres > 0 and degrees is not None]
+        behind = [degrees + 180 for metres, degrees in legs if metres < 0 and degrees is not None]
         heading = next(iter(ahead + behind), None)
     return None if heading is None else round(heading % 360, 3) % 360 + 0.0
-
-
-def connection_legs(photo: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """(metres, degrees) of each connection that has both finite; metres are negative to the photo before."""
-    legs = []
-    for value in connections_of(photo).values():
-        if isinstance(value, dict):
-            metres, degrees = finite(value.get("distance_mtrs")), finite(value.get("heading_deg"))
-            if metres is not None and degrees is not None:
-                legs.append((metres, degrees))
-    return legs
 
 
 def connections_of(photo: Mapping[str, Any]) -> dict[str, Any]:
@@ -2484,7 +2477,7 @@ def find_profile(name: str, environment: Mapping[str, str], warn: Callable[[str]
                 profiles.append(profile)
                 if os.name == "posix" and path.stat().st_mode & 0o077:
                     warn(f"others can read the tokens in {shown(path)}: chmod 600 it")
-    return next(iter(sorted(profiles, key=lambda profile: profile.name != name)), None)
+    return min(profiles, key=lambda profile: profile.name != name, default=None)
 
 
 def save_profile(profile: Profile, path: Path) -> None:
