@@ -1439,9 +1439,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         stream = open(path, "a+b")  # noqa: SIM115 - the with below
     except OSError as error:
-        raise UsageError(
-            f"the folder {shown(folder)} is not writable: {error.strerror}", "The resume file must be kept in it"
-        ) from error
+        hint = "The resume file must be kept in it"
+        raise UsageError(f"the folder {shown(folder)} is not writable: {error.strerror}", hint) from error
     with stream:
         lock_file(stream, path)
         with contextlib.suppress(FileNotFoundError):
@@ -1461,9 +1460,8 @@ def lock_file(stream: BinaryIO, path: Path) -> None:
 
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        raise BusyError(
-            f"another run is at work on {shown(path.parent)}", "Wait for it; from cron that is normal"
-        ) from error
+        hint = "Wait for it; from cron that is normal"
+        raise BusyError(f"another run is at work on {shown(path.parent)}", hint) from error
     except OSError as error:
         raise UsageError(f"{shown(path)} can't be locked: {error.strerror}", "Use a file system with locks") from error
 
@@ -1588,9 +1586,8 @@ class Client:
         try:
             data = self.get(f"/{organization_id}", fields="slug,description,name")
         except Refused as error:
-            raise UsageError(
-                f"no organization {organization_id}: {error}", "Look up its id on mapillary.com"
-            ) from error
+            hint = "Look up its id on mapillary.com"
+            raise UsageError(f"no organization {organization_id}: {error}", hint) from error
         return as_text(data.get("name")) or as_text(data.get("slug")) or organization_id
 
     def offset(self, key: str) -> int:
@@ -1736,9 +1733,8 @@ def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str
     text = f"{name}: HTTP {status}{message and ', ' + message}"
     asked = retry_after(answer.headers.get("Retry-After", ""))
     if status in (401, 403) or (status == 400 and kind == "NotAuthorizedError"):
-        raise SignInError(
-            f"Mapillary refuses the token ({text})", "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
-        )
+        hint = "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
+        raise SignInError(f"Mapillary refuses the token ({text})", hint)
     if status == 429 or (400 <= status < 500 and kind == "RequestRateLimitedError"):
         backoff = finite(data.get("backoff"))
         seconds = asked if backoff is None else backoff / 1000
@@ -2456,9 +2452,8 @@ def read_config(path: Path) -> configparser.ConfigParser:
     try:
         config.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
-        raise SignInError(
-            f"the profile file {shown(path)} can't be read: {shown(error)}", "Mend it or move it away"
-        ) from error
+        hint = "Mend it or move it away"
+        raise SignInError(f"the profile file {shown(path)} can't be read: {shown(error)}", hint) from error
     return config
 
 
@@ -2502,18 +2497,16 @@ def save_profile(profile: Profile, path: Path) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        raise SignInError(
-            f"the profile can't be saved to {shown(path)}: {shown(error)}", "Set MAPILLARY_ACCESS_TOKEN instead"
-        ) from error
+        hint = "Set MAPILLARY_ACCESS_TOKEN instead"
+        raise SignInError(f"the profile can't be saved to {shown(path)}: {shown(error)}", hint) from error
 
 
 def valid_token(token: str) -> str:
     """The token without surrounding space; raise SignInError where a header can't carry it."""
     token = token.strip()
     if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", token):
-        raise SignInError(
-            "the token holds quotes, spaces or characters that no token has", "Copy it anew, without quotes around it"
-        )
+        hint = "Copy it anew, without quotes around it"
+        raise SignInError("the token holds quotes, spaces or characters that no token has", hint)
     return token
 
 
@@ -2537,9 +2530,8 @@ def known_account(token: str, profile_name: str, shell: Shell) -> Account:
     client = Client(shell.service, token, shell.line)
     user_id, username = shell.line.persist(client.me)
     if name not in (profile_name, username):
-        raise SignInError(
-            f"the token belongs to {shown(username)}, not to {shown(name)}", TOKEN_HELP.format(shown(name))
-        )
+        hint = TOKEN_HELP.format(shown(name))
+        raise SignInError(f"the token belongs to {shown(username)}, not to {shown(name)}", hint)
     organization = shell.options.organization
     for_whom = ""
     if organization is not None:
@@ -2587,9 +2579,8 @@ def by_password(shell: Shell) -> Profile:
             return Profile(shell.options.username, valid_token(as_text(data.get("access_token"))))
         except (Refused, SignInError) as error:
             shell.console.error(f"Mapillary says: {error.args[0]}")
-    raise SignInError(
-        "not signed in", "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
-    )
+    hint = "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
+    raise SignInError("not signed in", hint)
 
 
 def by_oauth(shell: Shell) -> Profile:
@@ -2599,9 +2590,8 @@ def by_oauth(shell: Shell) -> Profile:
     environment = shell.environment
     redirect = environment.get("MAPILLARY_REDIRECT_URI", "")
     if not redirect:
-        raise UsageError(
-            "MAPILLARY_REDIRECT_URI is not set", "Set it to the callback address that your application has registered"
-        )
+        hint = "Set it to the callback address that your application has registered"
+        raise UsageError("MAPILLARY_REDIRECT_URI is not set", hint)
     state = base64.urlsafe_b64encode(os.urandom(24)).decode()
     query = {"client_id": environment["MAPILLARY_CLIENT_ID"], "redirect_uri": redirect, "response_type": "code"}
     query |= {"scope": "read write upload", "state": state}
@@ -2610,13 +2600,11 @@ def by_oauth(shell: Shell) -> Profile:
     shell.console.say(f"{connect}/connect?{urlencode(query)}")
     answer = parse_qs(urlsplit(shell.console.ask("Address").strip()).query)
     if "error" in answer:
-        raise SignInError(
-            f"Mapillary did not allow it: {shown(answer['error'][0])}", "Run --login again and allow the access"
-        )
+        hint = "Run --login again and allow the access"
+        raise SignInError(f"Mapillary did not allow it: {shown(answer['error'][0])}", hint)
     if answer.get("state") != [state] or not answer.get("code"):
-        raise SignInError(
-            "that address is not the answer to this sign-in", "Run --login again and paste the whole address"
-        )
+        hint = "Run --login again and paste the whole address"
+        raise SignInError("that address is not the answer to this sign-in", hint)
     return token_by(shell, {"grant_type": "authorization_code", "code": answer["code"][0], "redirect_uri": redirect})
 
 
@@ -2628,9 +2616,8 @@ def token_by(shell: Shell, grant: Mapping[str, str]) -> Profile:
     try:
         data = client.post("/token", {"client_id": environment["MAPILLARY_CLIENT_ID"], **grant})
     except (Refused, SignInError) as error:
-        raise SignInError(
-            f"Mapillary gives no token: {error.args[0]}", "Run --login again; a code works once, and soon ends"
-        ) from error
+        hint = "Run --login again; a code works once, and soon ends"
+        raise SignInError(f"Mapillary gives no token: {error.args[0]}", hint) from error
     lifetime = finite(data.get("expires_in"))
     expires = iso(shell.clock.now() + int(1000 * lifetime)) if lifetime else ""
     return Profile(shell.options.username, valid_token(as_text(data.get("access_token"))), expires=expires)
@@ -3012,9 +2999,8 @@ def main(folder: Path, shell: Shell, report: Report) -> None:
     options = shell.options
     files, report.skipped = list_photos(folder)
     if not files:
-        raise UsageError(
-            f"no photo in {shown(folder)}", "Photos are files named .jpg or .jpeg; -r looks into the folders below"
-        )
+        hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
+        raise UsageError(f"no photo in {shown(folder)}", hint)
     with contextlib.nullcontext() if options.dry_run else locked(folder):
         resume = report.resume = open_resume(folder, shell)
         if not options.dry_run:
@@ -3084,9 +3070,8 @@ def list_photos(folder: Path) -> tuple[list[str], list[str]]:
     try:
         everything = os.listdir(folder)
     except OSError as error:
-        raise UsageError(
-            f"the folder {shown(folder)} can't be read: {error.strerror}", "See to its permissions"
-        ) from error
+        hint = "See to its permissions"
+        raise UsageError(f"the folder {shown(folder)} can't be read: {error.strerror}", hint) from error
     everything = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in everything]
     names = [name for name in everything if not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME)]
     photos = [name for name in names if name.lower().endswith((".jpg", ".jpeg"))]
@@ -3229,9 +3214,8 @@ def write_output(folder: Path, output: Path, parts: Iterable[Part]) -> None:
                 check_unchanged(stream, planned.photo)
                 write_new(target, tagged_blocks(stream, planned.photo.size, tagged(planned)))
         except OSError as error:
-            raise UsageError(
-                f"{shown(target)} can't be written: {error.strerror}", "Choose another --output"
-            ) from error
+            hint = "Choose another --output"
+            raise UsageError(f"{shown(target)} can't be written: {error.strerror}", hint) from error
 
 
 def write_new(target: Path, blocks: Iterator[bytes]) -> None:
@@ -3253,9 +3237,8 @@ def check_live(folder: Path, shell: Shell, report: Report) -> None:
     with locked(folder):
         resume = load_resume(folder)
         if resume is None:
-            raise UsageError(
-                f"nothing was published from {shown(folder)}: it holds no {RESUME_NAME}", "Upload it first"
-            )
+            hint = "Upload it first"
+            raise UsageError(f"nothing was published from {shown(folder)}: it holds no {RESUME_NAME}", hint)
         report.resume, account = resume, shell.account()
         organization_id = account.organization_id or resume.organization_id  # the file knows it
         check_owner(resume, replace(account, organization_id=organization_id), shell.service.name)
@@ -3286,9 +3269,8 @@ def find_folders(options: Options) -> list[Path]:
         if RESUME_NAME in files if options.check else photos:
             folders.append(Path(path))
     if not folders:
-        raise UsageError(
-            f"no folder below {shown(options.directory)} holds photos", "Give the folder above them with -d"
-        )
+        hint = "Give the folder above them with -d"
+        raise UsageError(f"no folder below {shown(options.directory)} holds photos", hint)
     return folders
 
 
