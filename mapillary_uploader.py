@@ -2061,8 +2061,10 @@ class Uploading:
             self.missing[uuid].discard(file)
             self.publish_if_complete(uuid)
             return
+        if isinstance(job, SendPhoto):
+            self.report.failures[job.planned.photo.file] = str(error)
         what = shown(job.planned.photo.file) if isinstance(job, SendPhoto) else f"the manifest of sequence {job.uuid}"
-        self.report.fail(job, what, error)
+        self.shell.console.error(f"{what}: {error}")
         if isinstance(error, Passing):
             self.stalled.append(job)
 
@@ -2798,13 +2800,6 @@ class Report:
         self.states[file] = state
         self.failures.pop(file, None)
 
-    def fail(self, job: Job, what: str, error: UploaderError) -> None:
-        """A photo or manifest that didn't get there."""
-        self.console.error(f"{what}: {error}")
-        if isinstance(job, SendPhoto):
-            self.states[job.planned.photo.file] = "failed"
-            self.failures[job.planned.photo.file] = str(error)
-
     def error(self, error: UploaderError) -> None:
         """Something that decides the exit code."""
         self.errors.append(error)
@@ -2823,7 +2818,7 @@ class Report:
             return "rejected"
         if record and record.settled and file not in self.failures and (verdict.published or file in record.photos):
             return "published" if record.state == "published" else "uploaded"
-        return self.states.get(file, "ready")
+        return "failed" if file in self.failures else self.states.get(file, "ready")
 
     def code(self) -> Exit:
         """The exit code, from what became of the photos and from the errors."""
@@ -3113,15 +3108,14 @@ class PublishedIndex:
 
     def __init__(self, resume: Resume, files: Iterable[str]) -> None:
         self.resume, self.files = resume, set(files)
-        self.by_file: dict[str, tuple[str, Entry]] = {}
+        self.by_file: dict[str, tuple[str, str, Entry]] = {}
         self.by_id: dict[str, tuple[str, str, Entry]] = {}
         self.by_shot: dict[tuple[object, ...], tuple[str, str, Entry]] = {}
         for uuid, record in resume.settled().items():
             for file, entry in record.photos.items():
-                self.by_file[file] = uuid, entry
-                self.by_id[entry.photo_id or f"\0{file}"] = uuid, file, entry
                 shot = (from_iso(entry.taken_at), entry.latitude, entry.longitude, entry.make, entry.model)
-                self.by_shot[shot] = uuid, file, entry
+                photo_id = entry.photo_id or f"\0{file}"
+                self.by_file[file] = self.by_id[photo_id] = self.by_shot[shot] = uuid, file, entry
 
     def find(self, photo: Photo) -> tuple[str, str, Entry] | None:
         """(sequence, file, entry) that the photo counts as; None where it is new."""
@@ -3141,8 +3135,8 @@ def judge_file(folder: Path, file: str, rules: Rules, index: PublishedIndex) -> 
     noted = index.by_file.get(file)
     try:
         status = path.stat()
-        if noted and (status.st_size, status.st_mtime_ns) == (noted[1].size, noted[1].mtime_ns):
-            return Verdict(file, photo_id=noted[1].photo_id, published=noted[0])
+        if noted and (status.st_size, status.st_mtime_ns) == (noted[2].size, noted[2].mtime_ns):
+            return Verdict(file, photo_id=noted[2].photo_id, published=noted[0])
         if not stat.S_ISREG(status.st_mode):
             raise Rejection(NO_FILE._replace(detail="not a regular file"))
         with open_photo(path) as stream:
@@ -3151,7 +3145,7 @@ def judge_file(folder: Path, file: str, rules: Rules, index: PublishedIndex) -> 
         verdict = Verdict(file, problems=(NO_FILE._replace(detail=error.strerror or ""),))
     except Rejection as error:
         verdict = Verdict(file, problems=(error.problem,))
-    found = (noted[0], file, noted[1]) if noted else index.find(verdict.photo) if verdict.photo else None
+    found = noted or (index.find(verdict.photo) if verdict.photo else None)
     return as_published(folder, verdict, found, index.resume) if found else verdict
 
 
