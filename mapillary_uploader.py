@@ -1308,10 +1308,8 @@ class Resume:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise UploaderError(
-                f"the resume file {shown(self.path)} can't be saved: {error.strerror}",
-                "The old one is still there; make room and run again, what was uploaded is not sent anew",
-            ) from error
+            hint = "The old one is still there; make room and run again, what was uploaded is not sent anew"
+            raise UploaderError(f"the resume file {shown(self.path)} can't be saved: {error.strerror}", hint) from error
 
     def pieces(self) -> Iterator[bytes]:
         """The file's text: JSON for people to read, a line a photo. A published sequence is put into text once."""
@@ -1417,10 +1415,8 @@ def check_owner(resume: Resume, account: Account, service: str) -> None:
     )
     for what, text, now, then in pairs:
         if now != then:
-            raise UsageError(
-                f"{shown(resume.path)} belongs to another {what}: {text}",
-                f"Run with that {what}, or, to publish the folder a second time, move the file away",
-            )
+            hint = f"Run with that {what}, or, to publish the folder a second time, move the file away"
+            raise UsageError(f"{shown(resume.path)} belongs to another {what}: {text}", hint)
 
 
 def sync_folder(folder: Path) -> None:
@@ -1795,9 +1791,8 @@ class Transfer:
                 self._reached = max(self._reached, self._offset)
             start, self._offset = self._offset, None  # whatever comes now, the next attempt asks
             if start > self.size:
-                raise ServiceError(
-                    f"Mapillary says it holds {start:,} bytes of it, more than the {self.size:,} there are"
-                )
+                held = f"{start:,} bytes of it, more than the {self.size:,} there are"
+                raise ServiceError(f"Mapillary says it holds {held}")
             self.sent = self.sent or start < self.size
             return self.client.send(self.key, start, self.body(start), self.size)
         except Passing as error:
@@ -2902,8 +2897,7 @@ class Report:
     def summary(self) -> str:
         """What a person likes to read at the end."""
         lines = [f"{shown(self.folder)}: {self.counts()}"]
-        for uuid, record in self.sequences().items():
-            lines.append("  " + self.sequence_line(uuid, record))
+        lines += [f"  {self.sequence_line(uuid, record)}" for uuid, record in self.sequences().items()]
         for problem, files in self.reasons().items():
             lines.append(f"  rejected, {problem.what}: {problem.fix}")
             lines += [f"    {shown(file)}{detail and f' ({detail})'}" for file, detail in files]
@@ -3097,10 +3091,8 @@ def check_age(folder: Path, files: Iterable[str], min_age: float, now: int) -> N
         with contextlib.suppress(OSError):
             age = now / 1000 - place(folder, file).stat().st_mtime
             if age < min_age:
-                raise UploaderError(
-                    f"{shown(file)} is {max(age, 0):.0f} s old and may still be being copied",
-                    f"Run again when it is {min_age:g} s old",
-                )
+                what = f"{shown(file)} is {max(age, 0):.0f} s old and may still be being copied"
+                raise UploaderError(what, f"Run again when it is {min_age:g} s old")
 
 
 class PublishedIndex:
