@@ -1403,6 +1403,8 @@ def record_of(kind: type[T], data: dict[str, Any]) -> T:
             raise ValueError(f"{name} is {data[name]!r}"[:60])
     if not all(isinstance(entry, Entry) for entry in data.get("photos", {}).values()):
         raise ValueError("photos holds something else than photos")
+    if not all(isinstance(image_id, str) for image_id in data.get("image_ids", ())):
+        raise ValueError("image_ids holds something else than ids")
     return kind(**{name: data[name] for name in known.keys() & data.keys()})
 
 
@@ -2460,7 +2462,13 @@ def find_profile(name: str, environment: Mapping[str, str], warn: Callable[[str]
     paths = [Path(own)] if own else sorted(config_folder(environment).glob("MLY_*"))
     profiles = []
     for path in paths:
-        config = read_config(path)
+        try:
+            config = read_config(path)
+        except SignInError as error:
+            if own:
+                raise
+            warn(str(error))  # another file may hold the profile
+            continue
         for section in config.sections():
             values = dict(config.items(section))
             keys = ("user_upload_token", "MAPSettingsUsername", "MAPSettingsUserKey", "MAPTokenExpires")
@@ -2475,6 +2483,7 @@ def find_profile(name: str, environment: Mapping[str, str], warn: Callable[[str]
 def save_profile(profile: Profile, path: Path) -> None:
     """Save atomically with mode 0600, leaving other sections as they are; raise SignInError where that fails."""
     config = read_config(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if not profile.name.isprintable():
             raise ValueError("no profile can have that name")
@@ -2487,13 +2496,14 @@ def save_profile(profile: Profile, path: Path) -> None:
             if value:
                 config.set(profile.name, key, value)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
             config.write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it may hold the token
         hint = "Set MAPILLARY_ACCESS_TOKEN instead"
         raise SignInError(f"the profile can't be saved to {shown(path)}: {shown(error)}", hint) from error
 
@@ -2630,11 +2640,15 @@ def renewed(profile: Profile, shell: Shell) -> Profile:
     if shell.environment.get("MAPILLARY_CLIENT_ID") and shell.environment.get("MAPILLARY_CLIENT_SECRET"):
         try:
             new = token_by(shell, {"grant_type": "refresh_token", "refresh_token": profile.token})
-            new = replace(profile, token=new.token, expires=new.expires)
-            save_profile(new, profile.path or config_path(shell.environment))
-            return new
         except UploaderError as error:
             shell.console.warn(f"the token could not be renewed: {error}")
+        else:
+            profile = replace(profile, token=new.token, expires=new.expires)
+            try:
+                save_profile(profile, profile.path or config_path(shell.environment))
+            except SignInError as error:  # it serves this run all the same
+                shell.console.warn(str(error))
+            return profile
     whose = f"the token of profile {shown(profile.name)}"
     if left <= 0:
         raise SignInError(f"{whose} has run out", TOKEN_HELP.format(shown(profile.name)))
@@ -3002,7 +3016,7 @@ def main(folder: Path, shell: Shell, report: Report) -> None:
         # 2. Plan: sequences, their order and limits, descriptions.
         parts = plan(verdicts, resume, report)
         if options.output:
-            write_output(folder, options.output, parts)
+            write_output(folder, options.output / os.path.relpath(folder, options.directory), parts)
         if options.dry_run or report.blocked():
             return
 
@@ -3160,7 +3174,7 @@ def is_same_photo(folder: Path, photo: Photo, uuid: str, file: str, entry: Entry
     if (photo.size, photo.mtime_ns) == (entry.size, entry.mtime_ns):
         return True
     planned = Planned(replace(photo, file=file), uuid, from_iso(entry.captured_at))
-    with contextlib.suppress(PhotoChanged), open_photo(place(folder, photo.file)) as stream:
+    with contextlib.suppress(PhotoChanged, Rejection), open_photo(place(folder, photo.file)) as stream:
         return entry.session_key == session_of(tagged_blocks(stream, photo.size, tagged(planned)))[0]
     return False
 
@@ -3310,9 +3324,6 @@ def program(options: Options, environment: Mapping[str, str], clock: Clock) -> E
 def work_on(folder: Path, shell: Shell, report: Report) -> bool:
     """One folder, as if given alone; whether the next one may follow."""
     options = shell.options
-    below = os.path.relpath(folder, options.directory)
-    if options.output and below != ".":
-        shell = replace(shell, options=replace(options, output=options.output / below))
     shell.console.begin()
     shell.line = Line(options.retries, shell.clock, shell.console.detail)  # what ended a folder doesn't end the next
     try:

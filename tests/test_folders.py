@@ -117,6 +117,27 @@ def test_a_resume_file_that_cannot_be_used_is_neither_overwritten_nor_taken_as_e
     assert (folder / mu.RESUME_NAME).read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"image_id": null', '"image_id": null, "image_ids": [1, 2]'),
+        ('"image_id": null', '"image_id": 5'),
+        ('"state": "published"', '"state": "done"'),
+        ('"uploaded_at": "', '"uploaded_at": "on '),
+        ('"size": ', '"size": null, "bytes": '),
+    ],
+)
+def test_a_resume_file_with_a_wrong_value_is_named_and_kept(
+    sandbox: Sandbox, published: Path, old: str, new: str
+) -> None:
+    text = (published / mu.RESUME_NAME).read_text().replace(old, new)
+    (published / mu.RESUME_NAME).write_text(text)
+    for arguments in ([], ["--check"]):
+        result = upload(published, sandbox, *arguments)
+        assert result.code == 2 and "can't be used" in result.err
+    assert (published / mu.RESUME_NAME).read_text() == text and len(sandbox.clusters) == 1
+
+
 @pytest.mark.parametrize(("field", "value"), [("user_id", "9"), ("organization_id", "2002"), ("service", "mapillary")])
 def test_another_accounts_resume_file_is_refused(sandbox: Sandbox, published: Path, field: str, value: str) -> None:
     resume = published / mu.RESUME_NAME

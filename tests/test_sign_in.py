@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import requests
 
+import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
 from support import environment, run, upload
@@ -32,6 +35,40 @@ def test_a_renewed_token_goes_back_to_the_file_that_the_old_one_came_from(sandbo
     for _ in range(2):
         assert run("-d", folder, "-u", "demo", env=env).code == 0
     assert [request.path for request in sandbox.requests].count("/token") == 1
+
+
+def test_a_renewed_token_that_cannot_be_saved_serves_the_run_and_is_left_nowhere(
+    sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = signed_in(sandbox, "2020-01-01T00:00:00.000Z")
+    replaced = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if "MLY_0" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert mu.program(mu.Options(directory=folder, username="demo"), env, mu.Clock()) == 0
+    assert [path.name for path in mu.config_folder(env).iterdir()] == ["MLY_0"]
+
+
+def test_a_broken_profile_file_is_warned_of_and_keeps_no_other_profile_from_being_found(
+    sandbox: Sandbox, folder: Path
+) -> None:
+    env = signed_in(sandbox, "")
+    (mu.config_folder(env) / "MLY_a").write_text("no INI")
+    result = run("-d", folder, "-u", "demo", env=env)
+    assert result.code == 0 and "MLY_a can't be read" in result.err
+
+
+def test_recursive_signs_in_once_with_output_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    for number in range(2):
+        photos = factory.tour(1, sequence_id=f"S{number}", latitude=50 + number)
+        factory.write_tour(tmp_path / "tours" / str(number), photos)
+    result = upload(tmp_path / "tours", sandbox, "-r", "--output", str(tmp_path / "out"))
+    assert result.code == 0 and [request.path for request in sandbox.requests].count("/me") == 1
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.jpg")) == ["0", "1"]
 
 
 def test_a_name_that_would_break_the_profile_file_is_refused(sandbox: Sandbox) -> None:

@@ -191,7 +191,7 @@ def test_a_second_signal_while_the_run_ends_saves_too(
         raise mu.Stopped(mu.Exit.TERMINATED)
 
     monkeypatch.setattr(mu.Uploading, "take_last_results", interrupted)
-    sandbox.faults.append(Fault(match=PHOTO, after=3, status=401, times=None))
+    sandbox.faults.append(Fault(match=PHOTO, after=3, status=401, delay=0.3, times=None))
     assert upload_here(folder, sandbox, workers=1) == mu.Exit.TERMINATED
     assert sum(len(sequence["photos"]) for sequence in resume_of(folder)["sequences"].values()) == 3
 
