@@ -12,7 +12,7 @@ import pytest
 import factory
 import mapillary_uploader as mu
 from sandbox import Sandbox
-from support import SHARED_PHOTOS, Result, resume_of, run, upload
+from support import SHARED_PHOTOS, Result, resume_of, run, upload, upload_here
 
 TOUR = factory.tour(8)
 NAMES = sorted(TOUR)
@@ -40,6 +40,16 @@ def test_a_second_run_sends_nothing_and_opens_no_photo(sandbox: Sandbox, publish
         (published / name).write_bytes(b"\0" * status.st_size)
         os.utime(published / name, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert "8 published" in again(published, sandbox).out
+
+
+def test_a_run_with_nothing_to_do_opens_no_photo(
+    sandbox: Sandbox, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(mu, "open_photo", opened.append)
+    before = len(sandbox.requests)
+    assert upload_here(published, sandbox) == 0 and opened == []
+    assert [request.path for request in sandbox.requests[before:]] == ["/me"]
 
 
 def test_a_renamed_photo_is_not_sent_again(sandbox: Sandbox, published: Path) -> None:
