@@ -7,7 +7,7 @@
 
     python mapillary_uploader.py -d photos/ -u user
 
-The photos are those that Trek View's Sequence Maker has tagged. `main`, near the end, reads like the four steps:
+The photos are those that Trek View's Sequence Maker has tagged. Four steps, which stand right behind the records:
 
 1. read and check every photo of the folder; nothing is sent before all are judged;
 2. plan: group photos into sequences, order them, cut them to Mapillary's limits, describe each;
@@ -17,73 +17,98 @@ The photos are those that Trek View's Sequence Maker has tagged. `main`, near th
 What was done is kept in `mapillary_uploader.json` in the folder, so that a run that was broken off goes on where it
 stopped and no photo is published twice. The photos themselves are never changed.
 
-The chapters stand in the order of the work, each under a banner: a pure core (bytes in, values out) up to "tagged
-bytes", then disk, network and terminal. Times are integers, milliseconds since 1970 in UTC, unless a name says else.
+From Python: `check_folder` does steps 1 and 2, `publish` does 3 and 4, `check_live` asks what is live. They work in any
+thread, print nothing, and leave no thread or connection behind; what goes wrong is an `UploaderError`.
+
+One `Photo` goes through all four steps, and each step fills in what it finds out. Times are integers, milliseconds
+since 1970 in UTC, unless a name says else; positions are degrees, lengths metres.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C shows no traceback while modules load
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import base64
 import configparser
 import contextlib
+import errno
+import filecmp
 import hashlib
+import html
 import io
 import json
 import math
-import os
-import queue
 import re
-import signal
+import shlex
+import socket
 import stat
+import statistics
 import struct
 import sys
 import threading
 import time
 import traceback
-from bisect import bisect_left
+import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
-from functools import partial
-from itertools import chain
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
-import click
+try:
+    import click
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"error: the package {missing.name} is not installed: pip install -r requirements.txt\n")
+    sys.exit(2)
 
 if TYPE_CHECKING:
     import requests
 
 # requests, Pillow and piexif are imported where they are used: --help and usage errors answer at once without them.
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 T = TypeVar("T")
 
-MAX_PIXELS = 100_000_000  # one photo, width x height; the user's limit
-MAX_BYTES = 50 * 1024 * 1024  # one photo; the user's limit
+MAX_PIXELS = 100_000_000  # one photo, width x height; our own limit
+MAX_BYTES = 50 * 1024 * 1024  # one photo; our own limit
 MAX_HEADER_BYTES = 16 * 1024 * 1024  # ours: what may stand before the pixels (extended XMP of depth photos is ~5 MB)
 SEQUENCE_PHOTOS = 1_000  # mapillary_tools 0.14.7, constants.MAX_SEQUENCE_LENGTH
 SEQUENCE_PIXELS = 6_000_000_000  # mapillary_tools 0.14.7, constants.MAX_SEQUENCE_PIXELS
 FASTEST_KMH = 400  # mapillary_tools 0.14.7, constants.MAX_CAPTURE_SPEED_KMH
+LEAP_METRES = 1_000  # up to it a fast leg is a warning; one of under 50 m, in a second at least, is never fast
 EARLIEST_CAPTURE = 946_684_800_000  # 2000-01-01: a clock before it was never set
-DAY = 86_400_000
-HANDLE_HOURS = 48  # the official client's; about 96 h seems to be the server's
-OVERDUE_DAYS = 7
+EARLIEST_NOW = 1_767_225_600_000  # 2026-01-01, older than this program: a machine's clock before it is wrong
+MINUTE, DAY = 60_000, 86_400_000
+HANDLE_LIFE = 2 * DAY  # the official client's; about 96 h seems to be the server's
+OVERDUE_DAYS, RENEW_DAYS = 7, 7
+COPYING_SECONDS = 600  # a younger folder in which a connected photo is missing is still being copied
 BLOCK = 1024 * 1024  # read from disk and hashed at a time
 PIECE = 16 * 1024  # handed to the network at a time
 CONNECT_SECONDS, ANSWER_SECONDS, SLOWEST_BYTES_A_SECOND = 30, 60, 51_200  # the last two: mapillary_tools
 LONGEST_RETRY_WAIT = 16  # seconds, as mapillary_tools
-RATE_LIMIT_SECONDS, RATE_LIMIT_PATIENCE = 10, 15 * 60
+RATE_LIMIT_SECONDS, LONGEST_RATE_LIMIT = 10, 15 * 60
 FIRST_OUTAGE_WAIT, LONGEST_OUTAGE_WAIT = 30, 300
+NEAR_MS, NEAR_METRES = 1_000, 2.0  # how far a photo on Mapillary may be from what was sent
+TICK = 0.1  # seconds between looks at whether to stop
 
 GRAPH = "https://graph.mapillary.com"
 UPLOADS = "https://rupload.facebook.com/mapillary_public_uploads"
+PHOTO_PAGE = "https://www.mapillary.com/app/?pKey="
 PUBLIC_CLIENT_TOKEN = "MLY|5675152195860640|6b02c72e6e3c801e5603ab0495623282"  # the official client's, for /login
 RESUME_NAME, LOCK_NAME = "mapillary_uploader.json", "mapillary_uploader.lock"
 TEMPORARY_NAME = ".mapillary_uploader.json.tmp"  # one fixed name: the lock keeps others away, the next run clears it
+SKIP_NAME = "mapillary_uploader.skip"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,33 +130,27 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
-# Where several apply, the first of these.
-PRECEDENCE = (
-    *(Exit.INTERRUPTED, Exit.TERMINATED, Exit.BUSY, Exit.USAGE, Exit.SIGN_IN, Exit.OVERDUE, Exit.UNFINISHED),
-    *(Exit.REJECTED, Exit.DONE),
-)
-
-
 def worst(codes: Iterable[Exit]) -> Exit:
-    """The code that stands first in PRECEDENCE; DONE where there is none."""
-    return min(codes, key=PRECEDENCE.index, default=Exit.DONE)
+    """Where several codes apply, the first in this order; DONE where there is none."""
+    order = (130, 143, Exit.BUSY, Exit.USAGE, Exit.SIGN_IN, Exit.OVERDUE, Exit.UNFINISHED, Exit.REJECTED, Exit.DONE)
+    return min(codes, key=order.index, default=Exit.DONE)
 
 
 class UploaderError(Exception):
-    """Root of all errors here: what is wrong, the exit code it leads to, and a hint on what to do about it."""
+    """Root of all errors here: what is wrong, a hint on what to do about it, and the exit code that it leads to."""
 
     code = Exit.UNFINISHED
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", code: Exit | None = None) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.code = hint, self.code if code is None else code
 
     def __str__(self) -> str:
         return f"{self.args[0]}. {self.hint}" if self.hint else str(self.args[0])
 
 
 class UsageError(UploaderError):
-    """Wrong options, folder or resume file."""
+    """Wrong options, folder, resume file or machine settings."""
 
     code = Exit.USAGE
 
@@ -142,66 +161,53 @@ class SignInError(UploaderError):
     code = Exit.SIGN_IN
 
 
-class BusyError(UploaderError):
-    """Another run holds the folder's lock."""
-
-    code = Exit.BUSY
-
-
 class Stopped(UploaderError):
-    """Ctrl-C or SIGTERM; `code` says which."""
+    """The caller has set `stop`."""
 
-    def __init__(self, code: Exit = Exit.INTERRUPTED) -> None:
-        super().__init__("stopped", "What was done is saved; run again to go on")
-        self.code = code
+    code = Exit.INTERRUPTED
 
 
 class Rejection(UploaderError):
-    """A photo that doesn't pass; carries the Problem."""
+    """A photo that doesn't pass a check."""
 
     code = Exit.REJECTED
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
-        self.problem = problem
-
-
-class PhotoChanged(UploaderError):
-    """A photo that isn't what was checked any more: its bytes can't be trusted."""
+    def __init__(self, problem: Problem, detail: object = "") -> None:
+        self.problem = problem._replace(detail=str(detail)[:80]) if detail else problem
+        super().__init__(str(self.problem))
 
 
 class ServiceError(UploaderError):
-    """Mapillary's answer is no use, or none came."""
+    """Mapillary's answer is no use, or none came. `without_effect`: the call has certainly done nothing."""
 
-
-class Passing(ServiceError):
-    """Worth another try: lost connection, timeout, 5xx, `retriable`. `delay`: seconds, None = usual back-off."""
-
-    def __init__(self, message: str, delay: float | None = None) -> None:
-        super().__init__(message)
-        self.delay = delay
-        self.status = 0  # HTTP status, where there was an answer
-        self.progressed = False  # set by Transfer: the try before this one moved the server's offset
-
-
-class NotActedOn(Passing):
-    """The request has certainly had no effect: no connection came about, or the server put it off."""
-
-
-class Unconfirmed(ServiceError):
-    """Nobody knows whether a publish has worked."""
-
-
-class Throttled(ServiceError):
-    """The rate limit; `seconds` is what the server asks to wait."""
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
+    without_effect = False
+    status = 0
 
 
 class Refused(ServiceError):
-    """A final no (4xx)."""
+    """A final no: another try wouldn't have an effect either."""
+
+
+class TokenRefused(Refused):
+    """Mapillary doesn't accept the token."""
+
+    code = Exit.SIGN_IN
+
+
+class AlreadyThere(ServiceError):
+    """Mapillary holds all these bytes already, and nobody here has sent them."""
+
+
+class Passing(ServiceError):
+    """Worth another try (lost connection, timeout, 5xx …), after `delay` seconds; None: the usual wait."""
+
+    delay: float | None = None
+
+
+class Throttled(Passing):
+    """The rate limit: everybody must wait."""
+
+    without_effect = True
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -210,184 +216,104 @@ class Refused(ServiceError):
 
 
 class Problem(NamedTuple):
-    """Why a photo is rejected: what is wrong, what to do about it, and this photo's own detail."""
+    """Why a photo is rejected, warned of, or its sequence held back: what is wrong, what to do, this case's detail."""
 
     what: str
-    fix: str
+    fix: str = ""
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.detail}): {self.fix}" if self.detail else f"{self.what}: {self.fix}"
+        return self.what + f" ({self.detail})" * bool(self.detail) + f": {self.fix}" * bool(self.fix)
 
 
-class Tag(NamedTuple):
-    """One entry of a TIFF directory; `entry` and `at` are offsets of the entry and of its value, `size` bytes long."""
-
-    ifd: str
-    number: int
-    kind: int
-    entry: int
-    at: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exif:
-    """A TIFF block and where it starts in the file; `again` holds the payloads of further EXIF segments."""
-
-    start: int
-    data: bytes
-    again: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What stands before the pixels of a JPEG. `whole`: an end-of-image marker follows its first scan."""
-
-    width: int
-    height: int
-    exif: Exif | None
-    xmp: tuple[bytes, ...]
-    whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where ImageDescription's count and value stand in the file; `exif` only where piexif must rewrite the segment."""
+class Slot(NamedTuple):
+    """Where ImageDescription stands in the file: byte order, offset of its type, offset and size of its value."""
 
     order: str
-    count_at: int
+    type_at: int
     at: int
     size: int
-    exif: Exif | None = None
 
 
-class Source(NamedTuple):
-    """The file that a photo was read from: its path in the folder, bytes, mtime in ns, and pixels (width x height)."""
-
-    file: str
-    size: int
-    mtime_ns: int
-    pixels: int
-
-
-class Splice(NamedTuple):
-    """Replace the file's bytes start..end by `data`."""
-
-    start: int
-    end: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Photo:
-    """A photo that passed. Degrees, metres, milliseconds UTC; `photo_id` is "" where Sequence Maker left none."""
+    """One file, and all that the four steps find out about it. The resume file keeps the last two groups."""
 
-    file: str
-    size: int
-    mtime_ns: int
-    pixels: int
-    photo_id: str
-    sequence_id: str
-    taken_at: int
-    latitude: float
-    longitude: float
-    altitude: float | None
-    heading: float | None
-    make: str
-    model: str
-    orientation: int
-    connections: tuple[str, ...]
-    slot: Slot
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the checks say of one file. `published`: the sequence in which it, or what counts as it, went before."""
-
-    file: str
-    photo: Photo | None = None
-    photo_id: str = ""
+    file: str  # path in the folder, "/" between its parts
+    state: str = "ready"  # ready, rejected, held, copy, uploaded, published, failed
     problems: tuple[Problem, ...] = ()
-    warnings: tuple[str, ...] = ()
-    published: str | None = None
+    warnings: tuple[Problem, ...] = ()
+    doubts: tuple[Problem, ...] = ()  # why its whole sequence is held back
+    failure: str = ""  # why it could not be uploaded
+    changed_at: int = 0  # the later of the file's times that isn't in the future, but for clocks that differ a little
+    # Read and checked: what Sequence Maker says of it
+    pixels: int = 0
+    sequence_id: str = ""
+    taken_at: int = 0  # as written; with `zoneless`, by a clock whose zone is not known yet
+    zoneless: bool = False
+    clock_gap: int | None = None  # camera's clock minus GPS time, milliseconds
+    altitude: float | None = None
+    heading: float | None = None
+    orientation: int = 1
+    connections: tuple[str, ...] = ()
+    slot: Slot | None = None
+    uuid: str | None = None  # planned: MAPSequenceUUID
+    # What it is known by later
+    photo_id: str = ""  # "" where Sequence Maker left none
+    shot: str = ""  # MD5 of both clocks, position and camera as Sequence Maker wrote them
+    picture: str = ""  # MD5 of its pixels' length, begin and end
+    size: int = 0
+    mtime_ns: int = 0
+    # Planned and uploaded
+    description_md5: str = ""
+    session_key: str = ""  # set before the first byte is sent
+    file_handle: str | None = None
+    uploaded_at: int | None = None
+    captured_at: int = 0  # as sent
+    latitude: float = 0.0
+    longitude: float = 0.0
+    make: str = ""
+    model: str = ""
+    image_id: str | None = None  # once Mapillary shows it
 
-    def warned(self, *texts: str) -> Verdict:
-        """The same with further warnings."""
-        return replace(self, warnings=self.warnings + texts)
+    def take(self, check: Callable[..., T], *arguments: Any) -> T | None:
+        """What a check returns; None where it rejects, which is noted: so all problems are found in one pass."""
+        try:
+            return check(*arguments)
+        except Rejection as error:
+            self.reject(error.problem)
+            return None
 
-    def rejected(self, *problems: Problem) -> Verdict:
-        """The same, rejected."""
-        return replace(self, photo=None, problems=self.problems + problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the checks need to know from outside: the time now, and --utc-offset in minutes."""
-
-    now: int
-    utc_offset: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A photo with its place: the MAPSequenceUUID and the capture time that are sent."""
-
-    photo: Photo
-    uuid: str
-    captured_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One Mapillary sequence to publish: photos in capture order."""
-
-    uuid: str
-    photos: tuple[Planned, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A photo in the resume file, as it was uploaded. Field for field its JSON."""
-
-    photo_id: str
-    size: int
-    mtime_ns: int
-    description_md5: str
-    session_key: str
-    file_handle: str | None
-    uploaded_at: str
-    taken_at: str
-    captured_at: str
-    latitude: float
-    longitude: float
-    make: str
-    model: str
-    image_id: str | None = None
-    image_ids: list[str] = field(default_factory=list)  # where Mapillary shows several that may be this photo
-
-    @property
-    def ids(self) -> list[str]:
-        """All ids under which Mapillary shows it."""
-        return self.image_ids or ([self.image_id] if self.image_id else [])
+    def reject(self, problem: Problem) -> None:
+        """Note a problem."""
+        self.problems += (problem,)
+        self.state = "rejected"
 
     def usable(self, now: int) -> bool:
-        """Whether it has a file handle younger than HANDLE_HOURS."""
-        return bool(self.file_handle) and from_iso(self.uploaded_at) > now - HANDLE_HOURS * 3_600_000
+        """Whether it has a file handle that hasn't expired."""
+        return bool(self.file_handle) and (self.uploaded_at or 0) > now - HANDLE_LIFE
+
+    def document(self) -> dict[str, Any]:
+        """The photo in the --json document."""
+        facts: dict[str, Any] = {"file": self.file, "state": self.state}
+        facts["problems"] = [*map(str, self.problems + self.doubts), *filter(None, [self.failure])]
+        facts |= {"warnings": [*map(str, self.warnings)], "sequence": self.uuid, "image_id": self.image_id}
+        return facts | {"description": description_of(self) if self.slot and self.captured_at else None}
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceRecord:
-    """A sequence in the resume file. state: uploading, publishing, unconfirmed, published."""
+@dataclass(eq=False)
+class Sequence:
+    """A sequence of Mapillary: planned, or in the resume file."""
 
-    state: str = "uploading"
+    uuid: str  # MAPSequenceUUID
+    photos: list[Photo] = field(default_factory=list)
+    state: str = "ready"  # ready, held, uploading, publishing, unconfirmed, published
+    problems: list[Problem] = field(default_factory=list)  # why it is held back
     manifest_handle: str | None = None
-    publish_tried_at: str | None = None
+    publish_tried_at: int | None = None
     cluster_id: str | None = None
-    published_at: str | None = None
-    mapillary_sequence: str | None = None
-    live_at: str | None = None
-    photos: dict[str, Entry] = field(default_factory=dict)
+    published_at: int | None = None
+    shown_before: list[str] = field(default_factory=list)  # images that were on Mapillary before it was sent
 
     @property
     def settled(self) -> bool:
@@ -397,41 +323,88 @@ class SequenceRecord:
     @property
     def live(self) -> int:
         """How many of its photos Mapillary shows."""
-        return sum(1 for entry in self.photos.values() if entry.ids)
+        return sum(1 for photo in self.photos if photo.image_id)
+
+    def overdue(self, now: int) -> bool:
+        """Published, or tried to, seven days ago, and not all live."""
+        since = self.published_at or self.publish_tried_at
+        return self.settled and self.live < len(self.photos) and since is not None and now - since > OVERDUE_DAYS * DAY
+
+    def document(self, now: int) -> dict[str, Any]:
+        """The sequence in the --json document."""
+        state = "unconfirmed" if self.state == "publishing" else self.state
+        facts: dict[str, Any] = {"sequence": self.uuid, "state": state, "problems": [*map(str, self.problems)]}
+        facts |= {"photos": len(self.photos), "live": self.live, "overdue": self.overdue(now)}
+        return facts | {"cluster_id": self.cluster_id, "published_at": self.published_at and iso(self.published_at)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Settings:
+    """How a folder is checked and uploaded; README.md's options of the same names."""
+
+    utc_offset: int | None = None  # minutes
+    min_age: float | None = None  # seconds; None: only where a connected photo is missing
+    skip_invalid: bool = False
+    republish: frozenset[str] = frozenset()  # MAPSequenceUUIDs
+    patience: float = 10  # minutes
+    workers: int = 4
+    retries: int = 3
+
+
+@dataclass(frozen=True)
 class Account:
     """Who publishes: the account that the token belongs to, and the organization, if any."""
 
-    token: str
+    token: str = field(repr=False)
     user_id: str
     username: str
     organization_id: str | None = None
+    organization: str = ""  # its name
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line. Seconds, minutes and counts as README.md lists them; utc_offset in minutes."""
+class Service(NamedTuple):
+    """Where Mapillary is: its Graph API and its upload service."""
 
-    directory: Path = Path()
+    graph: str = GRAPH
+    uploads: str = UPLOADS
+
+    @property
+    def name(self) -> str:
+        """What the resume file calls it: a try against a stand-in is never taken for a publication."""
+        return "mapillary" if self == (GRAPH, UPLOADS) else "test"
+
+
+@dataclass(frozen=True)
+class Application:
+    """One's own OAuth application, as registered with Mapillary."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    redirect_uri: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A sign-in as the official client keeps it; `expires` (ISO 8601, "" = unknown) is ours: OAuth's tokens end."""
+
+    name: str
+    token: str = field(repr=False)
     username: str = ""
-    organization: str | None = None
-    recursive: bool = False
-    dry_run: bool = False
-    skip_invalid: bool = False
-    output: Path | None = None
-    check: bool = False
-    republish: bool = False
-    login: bool = False
-    utc_offset: int | None = None
-    min_age: float = 0
-    patience: float = 10
-    workers: int = 4
-    retries: int = 3
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
+    user_id: str = ""
+    expires: str = ""
+    path: Path | None = None  # the file that it was found in
+
+
+class Progress(NamedTuple):
+    """How far a call is. Sizes in bytes; `before`: photos that were there already; `seconds` since it began."""
+
+    step: str  # "check" or "upload"
+    done: int
+    total: int
+    done_bytes: int = 0
+    total_bytes: int = 0
+    before: int = 0
+    seconds: float = 0
 
 
 class Clock:
@@ -445,10 +418,268 @@ class Clock:
         """A clock that never goes back."""
         return time.monotonic()
 
-    def wait(self, seconds: float, stop: threading.Event) -> None:
-        """Wait, but raise Stopped at once when the run ends."""
-        if stop.wait(seconds):
-            raise Stopped()
+    def wait(self, seconds: float, stop: Callable[[], bool]) -> None:
+        """Wait, but no longer than until `stop` says so."""
+        end = self.seconds() + seconds
+        while not stop() and (left := end - self.seconds()) > 0:
+            time.sleep(min(left, TICK))
+
+
+class Run:
+    """What a caller may override to follow a call, and `stop`, which any thread may set to end it within 3 s."""
+
+    clock = Clock()
+    stop_code = Exit.INTERRUPTED  # of a call that was stopped
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def progress(self, progress: Progress) -> None:
+        """Called often, always in the thread of the call."""
+
+    def message(self, level: str, text: str) -> None:
+        """What happens: level "debug", "info", "warning" or "error". Any thread; it must not raise."""
+
+    def check(self) -> None:
+        """Raise Stopped where the caller wants an end."""
+        if self.stop.is_set():
+            raise Stopped("stopped", "What was done is saved; run again to go on", self.stop_code)
+
+
+@dataclass(eq=False)
+class Tour:
+    """A folder after steps 1 and 2: what is in it, and what would be sent. It can be pickled."""
+
+    folder: Path
+    settings: Settings = Settings()
+    photos: list[Photo] = field(default_factory=list)  # in natural order
+    sequences: list[Sequence] = field(default_factory=list)  # those of the resume file, then the planned ones
+    skipped: list[str] = field(default_factory=list)
+    errors: list[UploaderError] = field(default_factory=list)  # what keeps the folder as a whole from being sent
+    resume: Resume | None = None
+    username: str | None = None
+    dry_run: bool = False
+    written: str = ""  # what became of --output, in words
+    checked_at: int = 0
+
+    @property
+    def owner(self) -> Account | None:
+        """Whom the resume file names; without a token."""
+        resume = self.resume
+        return (
+            Account("", resume.user_id, resume.username, resume.organization_id) if resume and resume.user_id else None
+        )
+
+    @property
+    def planned(self) -> list[Sequence]:
+        """The sequences to send: not published yet, or to be published once more."""
+        again = self.settings.republish
+        return [s for s in self.sequences if not s.settled or (s.state == "unconfirmed" and s.uuid in again)]
+
+    @property
+    def faulty(self) -> bool:
+        """Whether photos are rejected or sequences held back."""
+        return any(p.state == "rejected" for p in self.photos) or any(s.problems for s in self.sequences)
+
+    @property
+    def sendable(self) -> bool:
+        """Whether the photos that pass may be sent: none fails, or settings.skip_invalid lets the rest go."""
+        return self.settings.skip_invalid or not self.faulty
+
+    def codes(self) -> list[Exit]:
+        """All exit codes that apply."""
+        return [error.code for error in self.errors] + [Exit.REJECTED] * self.faulty
+
+    @property
+    def code(self) -> Exit:
+        """The exit code: DONE where every photo passes."""
+        return worst(self.codes())
+
+    def document(self) -> dict[str, Any]:
+        """The --json document of the folder; README.md shows one."""
+        facts: dict[str, Any] = {"directory": str(self.folder), "username": self.username, "dry_run": self.dry_run}
+        facts |= {"exit_code": int(self.code), "photos": [photo.document() for photo in self.photos]}
+        facts["sequences"] = [sequence.document(self.checked_at) for sequence in self.sequences]
+        errors = sorted(self.errors, key=lambda error: error.code != self.code)  # first what the exit code says
+        return facts | {"skipped": self.skipped, "error": str(errors[0]) if errors else None}
+
+
+@dataclass(eq=False)
+class Result(Tour):
+    """A folder after steps 3 and 4 or, with `looked_up`, after Mapillary was asked what is live."""
+
+    looked_up: bool = False
+    already: int = 0  # photos that were uploaded by earlier runs
+    sent: bool = False  # something was uploaded or published or, with `looked_up`, found
+
+    def codes(self) -> list[Exit]:
+        """All exit codes that apply; DONE only where nothing is left for anyone to do."""
+        codes = super().codes()
+        states = {photo.state for photo in self.photos}
+        open_sequences = any(s.state in ("publishing", "unconfirmed") for s in self.sequences)
+        if open_sequences or (self.sendable and states & {"ready", "uploaded", "failed"}):
+            codes.append(Exit.UNFINISHED)
+        if self.looked_up:
+            codes = [Exit.UNFINISHED if code == Exit.REJECTED else code for code in codes]
+            codes += [Exit.UNFINISHED for s in self.sequences if s.live < len(s.photos)]
+            codes += [Exit.OVERDUE for s in self.sequences if s.overdue(self.checked_at)]
+        return codes
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The steps
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def check_photo(path: str | os.PathLike[str], settings: Settings = Settings()) -> Photo:
+    """Step 1 of one file: what it says of itself, its `problems` and `warnings`. Opens no other file, never raises.
+
+    What takes a folder to tell (copies, legs, what was published) is for `check_folder`.
+    """
+    photo = examine(Path(path), os.path.basename(path), Clock().now(), settings.utc_offset)
+    if photo.zoneless and settings.utc_offset is None:
+        photo.warnings += (NO_ZONE,)
+    return photo
+
+
+def check_folder(folder: str | os.PathLike[str], settings: Settings = Settings(), run: Run | None = None) -> Tour:
+    """Steps 1 and 2: check every photo of a folder, and plan its sequences. Writes nothing, needs no network.
+
+    Raise UploaderError where the folder or its resume file can't be used.
+    """
+    run = run or Run()
+    tour = read_folder(Path(folder), settings, run)
+    plan(tour)
+    check_republish([tour])
+    return tour
+
+
+def check_folders(root: str | os.PathLike[str], settings: Settings = Settings(), run: Run | None = None) -> list[Tour]:
+    """The same for every folder below `root`, compared with each other: no photo is sent from two of them.
+
+    What is wrong with one folder stands in its tour's `errors`. Raise UploaderError where there is no folder to check.
+    """
+    tours = read_folders(Path(root), settings, run or Run())
+    return [tour for tour in tours if tour.photos or tour.errors or (tour.resume and tour.resume.unfinished)]
+
+
+def description_of(photo: Photo) -> dict[str, Any]:
+    """Mapillary's description of a planned photo, exactly as it is sent: degrees, metres, UTC."""
+    return dict(json.loads(fitting(photo) or description_bytes(described(photo))))
+
+
+def sent_bytes(folder: str | os.PathLike[str], photo: Photo, offset: int = 0) -> Iterator[bytes]:
+    """A planned photo's bytes from `offset` on, exactly as they are sent, in blocks of about 1 MiB.
+
+    Raise UploaderError before a byte that isn't what was checked: under its session key Mapillary keeps it for ever.
+    """
+    try:
+        with open_photo(place(Path(folder), photo.file)) as stream:
+            check_unchanged(stream, photo)
+            head, rest = sent_head(photo, stream)
+            stream.seek(rest + max(0, offset - len(head)))
+            block = head[offset:]
+            while block or (block := stream.read(BLOCK)):
+                check_unchanged(stream, photo)
+                yield block
+                block = b""
+    except OSError as error:
+        raise UploaderError(f"the photo can't be read any more: {error.strerror}", "See to the disk") from error
+
+
+def publish(tour: Tour, account: Account, service: Service = Service(), run: Run | None = None) -> Result:
+    """Steps 3 and 4: upload what `tour` shows and publish it, or less where Mapillary seems to have it already.
+
+    Nothing is sent while a photo is rejected or a sequence held back, unless settings.skip_invalid. The result shares
+    the tour's photos and sequences. Raise UploaderError where the folder is locked, another's, or changed since then.
+    """
+    run = run or Run()
+    result = Result(**vars(tour))
+    result.username, result.errors = account.username, list(tour.errors)
+    with locked(tour.folder), Client(service, account.token, run, tour.settings) as client:
+        resume = result.resume = as_checked(tour, account, service)
+        try:
+            look_up_unconfirmed(client, resume, result)
+            if not tour.errors and result.sendable:
+                look_up_planned(client, resume, result)
+            if not tour.errors and result.sendable:
+                Uploading(client, result).work()
+            resume.save_if_changed()
+        except UploaderError as error:
+            note_error(result, run, error)
+        mark_states(result)
+        find_arrivals(result, run)
+    return result
+
+
+def check_live(
+    folder: str | os.PathLike[str], account: Account, service: Service = Service(), run: Run | None = None
+) -> Result:
+    """Ask Mapillary which published photos of a folder are live, and note their ids in its resume file.
+
+    The photos may have been archived; those that are there are compared with the file. Raise UploaderError where the
+    folder or its resume file can't be used, or Mapillary can't be asked.
+    """
+    run = run or Run()
+    return look_up_tour(check_folder(folder, Settings(), run), account, service, run)
+
+
+def account_of(token: str, organization_id: str | None = None, service: Service = Service()) -> Account:
+    """Whose token it is, by asking Mapillary; raise UploaderError where it is refused, or there is no organization."""
+    with Client(service, valid_token(token), Run(), Settings()) as client:
+        data = client.get("/me", fields="id,username")
+        user_id, username = as_id(data.get("id")), as_text(data.get("username"))
+        if not user_id:
+            raise ServiceError("GET /me: an answer without id")
+        if organization_id is None:
+            return Account(client.token, user_id, username)
+        try:
+            data = client.get(f"/{organization_id}", fields="slug,description,name")
+        except TokenRefused:
+            raise
+        except Refused as error:
+            hint = "Look up its id on mapillary.com"
+            raise UsageError(f"no organization {shown(organization_id)}: {error}", hint) from error
+        name = as_text(data.get("name")) or as_text(data.get("slug"))
+        if not name:
+            raise UsageError(f"{shown(organization_id)} is no organization's id", "Look it up on mapillary.com")
+        return Account(client.token, user_id, username, organization_id, name)
+
+
+def authorize_url(application: Application, state: str, service: Service = Service()) -> str:
+    """Where to send a person's browser so that they allow the application to upload for them (OAuth).
+
+    It ends at application.redirect_uri with `code` and this `state`, which must be compared, or with `error`.
+    """
+    from urllib.parse import urlencode
+
+    query = {"client_id": application.client_id, "redirect_uri": application.redirect_uri, "response_type": "code"}
+    query |= {"scope": "read write upload", "state": state}
+    connect = "https://www.mapillary.com" if service.name == "mapillary" else service.graph
+    return f"{connect}/connect?{urlencode(query)}"
+
+
+def token_from(application: Application, code: str, service: Service = Service()) -> Profile:
+    """The sign-in that the `code` of an OAuth redirect stands for, once; raise SignInError where Mapillary won't."""
+    return granted(application, service, {"grant_type": "authorization_code", "code": code})
+
+
+def renewed(application: Application, profile: Profile, service: Service = Service()) -> Profile:
+    """The profile with a new token, before the old one has run out; raise SignInError where Mapillary won't."""
+    grant = {"grant_type": "refresh_token", "refresh_token": profile.token}
+    new = granted(application, service, grant)
+    return replace(profile, token=new.token, expires=new.expires)
+
+
+def service_from(environment: Mapping[str, str]) -> Service:
+    """Where the official client's variables say that Mapillary is, and a check of the machine's proxy and certificates.
+
+    Raise UsageError where an address can't work, or the token would leave this machine in the clear.
+    """
+    names = {"MAPILLARY_GRAPH_API_ENDPOINT": GRAPH, "MAPILLARY_UPLOAD_ENDPOINT": UPLOADS}
+    service = Service(*(check_endpoint(name, environment.get(name) or usual) for name, usual in names.items()))
+    check_connection_settings(service, environment)
+    return service
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -459,30 +690,102 @@ NOT_JPEG = Problem("not a JPEG photo", "remove it from the folder, or export it 
 CUT_IN_HEADER = Problem("cut short: the file ends inside its header", "copy it anew from the camera")
 CUT_IN_PIXELS = Problem("cut short: no end-of-image marker", "copy it anew from the camera or stitch it again")
 DAMAGED_EXIF = Problem("its EXIF is damaged", "take the photo as it was before, and run Sequence Maker on it again")
-DAMAGED_XMP = Problem("its XMP can't be read", "write the panorama's XMP again with the stitching software or exiftool")
-NOT_PANORAMA = Problem(
-    "not a 360° panorama: its XMP has no GPano ProjectionType equirectangular",
-    "export it with panorama metadata, or remove it from the folder",
+DAMAGED_XMP = Problem(
+    "its XMP can't be read", "write it anew: exiftool -XMP:all= -XMP-GPano:ProjectionType=equirectangular FILE"
 )
 
 APP1, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDA, 0xD9, 0xD8
 IDLE_SEGMENTS = {0xC4, *range(0xE0, 0xFF)} - {APP1}  # Huffman tables, other applications' data, comments
 BOM, EXIF_MARK, XMP_MARK = b"\xef\xbb\xbf", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-GPANO = "http://ns.google.com/photos/1.0/panorama/ "
+GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
 TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 # Exif 3.0, 4.6.2
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
-TYPE_UNITS = {3: "H", 8: "H", 12: "Q"} | dict.fromkeys((4, 5, 9, 10, 11, 13), "I")  # what byte order swaps; else bytes
+ASCII, TEXT_TYPES = 2, (1, 2, 7, 129)  # the latter: BYTE, ASCII, UNDEFINED, UTF-8
 DIRECTORIES = {0x8769: "Exif", 0x8825: "GPS", 0xA005: "Interoperability"}
 IMAGE_DESCRIPTION, ORIENTATION, OFFSET_TIME_ORIGINAL, SUB_SEC_TIME_ORIGINAL = 0x010E, 0x0112, 0x9011, 0x9291
 THUMBNAIL_AT, THUMBNAIL_SIZE, MAKER_NOTE = 0x0201, 0x0202, 0x927C
+
+
+class Tag(NamedTuple):
+    """One entry of a TIFF directory; `entry` and `at` are offsets of the entry and of its value, `size` bytes long."""
+
+    ifd: str
+    number: int
+    kind: int
+    entry: int
+    at: int
+    size: int
+
+
+class Exif:
+    """A TIFF block that starts at byte `start` of the file, and its tags; raise Rejection where it isn't one.
+
+    The tags are those of IFD0, IFD1, Exif, GPS and Interoperability, each directory once. Values may lie out of bounds.
+    """
+
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        if data[:4] not in TIFF_ORDERS or len(data) < 8:
+            raise Rejection(DAMAGED_EXIF, "no TIFF header")
+        self.data, self.start, self.order = data, start, TIFF_ORDERS[data[:4]]
+        self.tags: list[Tag] = []
+        todo = [("IFD0", self._number("I", 4))]
+        rows = struct.Struct(self.order + "HHII")
+        seen: set[int] = set()
+        for ifd, at in todo:
+            if at in seen or not 8 <= at <= len(data) - 2:
+                continue
+            seen.add(at)
+            end = at + 2 + 12 * min(self._number("H", at), (len(data) - at - 2) // 12)
+            for entry, (number, kind, count, value) in zip(
+                range(at + 2, end, 12), rows.iter_unpack(data[at + 2 : end])
+            ):
+                size = count * TYPE_SIZES.get(kind, 0)
+                self.tags.append(Tag(ifd, number, kind, entry, entry + 8 if size <= 4 else value, size))
+                if number in DIRECTORIES:
+                    todo.append((DIRECTORIES[number], value))
+            if ifd == "IFD0" and end + 4 <= len(data):
+                todo.append(("IFD1", self._number("I", end)))
+
+    def _number(self, form: str, at: int) -> int:
+        return int(struct.unpack_from(self.order + form, self.data, at)[0])
+
+    def find(self, ifd: str, number: int) -> list[Tag]:
+        """All tags of that number in a directory."""
+        return [tag for tag in self.tags if tag.number == number and tag.ifd == ifd]
+
+    def value(self, ifd: str, number: int) -> bytes:
+        """A tag's value, b"" where it is missing or lies out of bounds."""
+        found = [tag for tag in self.find(ifd, number) if tag.at + tag.size <= len(self.data)]
+        return self.data[found[0].at : found[0].at + found[0].size] if found else b""
+
+    def text(self, ifd: str, number: int) -> str:
+        """A text tag up to its NUL, without surrounding space."""
+        return self.value(ifd, number).split(b"\0")[0].decode("latin-1").strip()
+
+    def number(self, ifd: str, number: int) -> int:
+        """A tag's whole number, 0 where there is none."""
+        value = self.value(ifd, number)
+        return int.from_bytes(value, "little" if self.order == "<" else "big") if len(value) <= 4 else 0
+
+
+@dataclass(slots=True)
+class Head:
+    """What stands before the pixels of a JPEG, and what is known of these."""
+
+    exif: list[tuple[bytes, int]]  # each EXIF segment's TIFF block, and where it starts in the file
+    xmp: list[bytes]
+    width: int
+    height: int
+    whole: bool  # an end-of-image marker follows the first scan
+    picture: str
 
 
 def read_head(stream: BinaryIO, size: int) -> Head:
     """Read a JPEG's head from a seekable stream of `size` bytes; raise Rejection where it isn't one."""
     if stream.read(2) != b"\xff\xd8":
         raise Rejection(NOT_JPEG)
-    exif: list[Exif] = []
+    exif: list[tuple[bytes, int]] = []
     xmp: list[bytes] = []
     frame = bytearray(b"\xff\xd8")
     scan = 0
@@ -491,12 +794,10 @@ def read_head(stream: BinaryIO, size: int) -> Head:
         if marker != APP1:
             frame += struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
         elif payload.startswith(EXIF_MARK):
-            exif.append(Exif(at + len(EXIF_MARK), payload[len(EXIF_MARK) :]))
+            exif.append((payload[len(EXIF_MARK) :], at + len(EXIF_MARK)))
         elif payload.startswith(XMP_MARK):
             xmp.append(payload[len(XMP_MARK) :])
-    whole = has_end_of_image(stream, scan, size)
-    first = replace(exif[0], again=tuple(other.data for other in exif[1:])) if len(exif) > 1 else next(iter(exif), None)
-    return Head(*read_dimensions(bytes(frame)), first, tuple(xmp), whole)
+    return Head(exif, xmp, *read_dimensions(bytes(frame)), *read_pixels(stream, scan, size))
 
 
 def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
@@ -504,13 +805,13 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
     at = 2
     while True:
         if at > MAX_HEADER_BYTES:
-            raise Rejection(NOT_JPEG._replace(detail="over 16 MB before the pixels"))
+            raise Rejection(NOT_JPEG, "over 16 MB before the pixels")
         stream.seek(at)
         first, marker, length = struct.unpack(">BBH", stream.read(4).ljust(4, b"\xff"))
         if first != 0xFF or marker < 0xC0:  # below are none (ITU T.81, table B.1) but TEM, which Pillow refuses too
-            raise Rejection(NOT_JPEG._replace(detail=f"no marker at byte {at}"))
+            raise Rejection(NOT_JPEG, f"no marker at byte {at}")
         if marker in (START_OF_IMAGE, END_OF_IMAGE):
-            raise Rejection(NOT_JPEG._replace(detail="no image in it"))
+            raise Rejection(NOT_JPEG, "no image in it")
         if marker == 0xFF and at < size:  # a fill byte (ITU T.81, B.1.1.2)
             at += 1
         elif 0xD0 <= marker <= 0xD7:  # RSTn has no length
@@ -525,20 +826,25 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
             at += 2 + length
 
 
-def has_end_of_image(stream: BinaryIO, scan: int, size: int) -> bool:
-    """Whether an end-of-image marker follows the scan that starts at `scan`: the tail first, then all of it."""
-    stream.seek(max(scan, size - 4096))
-    if b"\xff\xd9" in stream.read(4096):
-        return True
+def read_pixels(stream: BinaryIO, scan: int, size: int) -> tuple[bool, str]:
+    """Whether an end-of-image marker follows the scan that starts at `scan`, and the picture's mark.
+
+    The mark survives tagging, renaming and copying: MD5 of the pixels' length, first 16 KiB and last 4 KiB.
+    """
     stream.seek(scan)
-    last = b""
-    while block := stream.read(BLOCK):
-        if b"\xff\xd9" in last + block:
-            return True
-        last = block[-1:]
-    return False
+    begin = stream.read(16 * 1024)
+    stream.seek(max(scan, size - 4096))
+    last = block = stream.read(4096)
+    picture = md5(b"%d " % (size - scan) + begin + last)
+    if b"\xff\xd9" not in last:  # a long trailer, or none at all: look through everything
+        stream.seek(scan)
+        last = b""
+        while (block := stream.read(BLOCK)) and b"\xff\xd9" not in last + block:
+            last = block[-1:]
+    return bool(block), picture
 
 
+@lru_cache(8)  # photos of one camera often have the same tables
 def read_dimensions(frame: bytes) -> tuple[int, int]:
     """Width and height by Pillow's JPEG reader, from a JPEG's tables and frame header alone.
 
@@ -548,89 +854,54 @@ def read_dimensions(frame: bytes) -> tuple[int, int]:
 
     try:
         return JpegImageFile(io.BytesIO(frame)).size
-    except Stopped:
-        raise
     except Exception as error:  # Pillow raises more than it documents: SyntaxError, struct.error, KeyError, MemoryError
-        raise Rejection(NOT_JPEG._replace(detail=f"Pillow: {error}"[:80])) from error
+        raise Rejection(NOT_JPEG, f"Pillow: {error}") from error
 
 
+@lru_cache(8)  # the same
 def panorama_of(packet: bytes) -> dict[str, str]:
     """GPano properties of an XMP packet, by name without prefix; attributes and elements. No entity is expanded."""
-    from xml.parsers import expat
+    from xml.etree import ElementTree
 
-    found: list[tuple[str, str]] = []
-    texts: list[str] = []
-
-    def start(_: str, attributes: dict[str, str]) -> None:
-        found.extend(attributes.items())
-        texts.clear()
-
-    def end(name: str) -> None:
-        found.append((name, "".join(texts)))
-        texts.clear()
-
-    def refuse(*_: object) -> None:
-        raise Rejection(DAMAGED_XMP._replace(detail="it declares a document type"))
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, texts.append
-    parser.StartDoctypeDeclHandler = refuse
+    if b"<!DOCTYPE" in packet.replace(b"\0", b""):  # in UTF-16 too
+        raise Rejection(DAMAGED_XMP, "it declares a document type")
     try:
-        parser.Parse(packet.strip(b"\0 \t\r\n"), True)
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an encoding that expat doesn't know
-        raise Rejection(DAMAGED_XMP._replace(detail=str(error))) from error
-    return {name[len(GPANO) :]: value for name, value in found if name.startswith(GPANO)}
+        root = ElementTree.fromstring(packet.strip(b"\0 \t\r\n"))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an encoding that expat lacks
+        raise Rejection(DAMAGED_XMP, error) from error
+    found = {name: value for element in root.iter() for name, value in element.items()}
+    found |= {str(element.tag): element.text or "" for element in root.iter()}
+    return {name[len(GPANO) :]: value for name, value in found.items() if name.startswith(GPANO)}
 
 
-def read_tags(tiff: bytes) -> list[Tag]:
-    """Every entry of IFD0, IFD1, Exif, GPS and Interoperability, each directory once. Values may lie out of bounds."""
-    order = tiff_order(tiff)
-    todo = [("IFD0", struct.unpack_from(order + "I", tiff, 4)[0])]
-    rows = struct.Struct(order + "HHII")
-    seen: set[int] = set()
-    tags: list[Tag] = []
-    for ifd, at in todo:
-        if at in seen or not 8 <= at <= len(tiff) - 2:
-            continue
-        seen.add(at)
-        count = min(struct.unpack_from(order + "H", tiff, at)[0], (len(tiff) - at - 2) // 12)
-        end = at + 2 + 12 * count
-        for entry, (number, kind, values, value) in zip(range(at + 2, end, 12), rows.iter_unpack(tiff[at + 2 : end])):
-            size = values * TYPE_SIZES.get(kind, 0)
-            tags.append(Tag._make((ifd, number, kind, entry, entry + 8 if size <= 4 else value, size)))
-            if number in DIRECTORIES:
-                todo.append((DIRECTORIES[number], value))
-        if ifd == "IFD0" and end + 4 <= len(tiff):
-            todo.append(("IFD1", struct.unpack_from(order + "I", tiff, end)[0]))
-    return tags
+def status_of(path: Path) -> os.stat_result:
+    """The status of a photo's file; raise Rejection where there is none, or it is no regular file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise Rejection(NO_FILE, error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejection(NO_FILE, "not a regular file")
+    return status
 
 
-def tiff_order(tiff: bytes) -> str:
-    """struct's sign for the byte order of a TIFF block; raise Rejection where it isn't one."""
-    order = TIFF_ORDERS.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        raise Rejection(DAMAGED_EXIF._replace(detail="no TIFF header"))
-    return order
+def open_photo(path: Path) -> BinaryIO:
+    """Open a file for reading; raise Rejection where that fails. Never waits, whatever has become of the file."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return os.fdopen(os.open(path, flags), "rb", 128 * 1024)
+    except OSError as error:
+        raise Rejection(NO_FILE, error.strerror) from error
 
 
-def tag_bytes(tiff: bytes, tags: Iterable[Tag], ifd: str, number: int) -> bytes:
-    """A tag's value, b"" where it is missing or lies out of bounds."""
-    for tag in tags:
-        if tag.number == number and tag.ifd == ifd and tag.at + tag.size <= len(tiff):
-            return tiff[tag.at : tag.at + tag.size]
-    return b""
+def place(folder: Path, file: str) -> Path:
+    """The path of a file of a folder. Names are UTF-8 whatever the locale: the same in cron's C."""
+    return folder / os.fsdecode(file.encode("utf-8", "surrogateescape"))
 
 
-def tag_text(tiff: bytes, tags: Iterable[Tag], ifd: str, number: int) -> str:
-    """A text tag up to its NUL, without surrounding space."""
-    return tag_bytes(tiff, tags, ifd, number).split(b"\0")[0].decode("latin-1").strip()
-
-
-def tag_number(tiff: bytes, tags: Iterable[Tag], number: int, ifd: str = "IFD1") -> int:
-    """A tag's whole number, 0 where there is none."""
-    value = tag_bytes(tiff, tags, ifd, number)
-    return int.from_bytes(value, "little" if tiff_order(tiff) == "<" else "big") if len(value) <= 4 else 0
+def md5(data: bytes) -> str:
+    """A mark to recognise the same bytes by, as hexadecimal digits."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -640,17 +911,25 @@ def tag_number(tiff: bytes, tags: Iterable[Tag], number: int, ifd: str = "IFD1")
 EMPTY = Problem("empty file", "copy it anew from the camera")
 TOO_LARGE = Problem("the file is larger than 50 MB", "export it with less quality or resolution")
 TOO_MANY_PIXELS = Problem("more than 100 megapixels", "export it with less resolution")
-NO_FILE = Problem("can't be read", "see to its permissions, or remove it from the folder")
+NO_FILE = Problem("can't be read", "see to its permissions and the disk, or remove it from the folder")
+NOT_PANORAMA = Problem(
+    "not a 360° panorama: its XMP has no GPano ProjectionType equirectangular",
+    "if it is one, exiftool -XMP-GPano:ProjectionType=equirectangular FILE says so; else remove it from the folder",
+)
 UNTAGGED = Problem("not tagged by Sequence Maker", "run Sequence Maker on it, and upload what it makes")
 ALREADY_DESCRIBED = Problem("already tagged for Mapillary", "run on the originals that Sequence Maker made")
 BAD_POSITION = Problem("no usable position", "tag it with coordinates, and run Sequence Maker again")
 BAD_TIME = Problem("no usable capture time", "set the photo's time right, and run Sequence Maker again")
-BAD_SEQUENCE = Problem("no usable sequence.id", "run Sequence Maker again")
-DUPLICATE = Problem("a copy of another photo of the folder", "it may be deleted")
+BAD_SEQUENCE = Problem("no usable sequence id", "run Sequence Maker again")
 NO_ROOM = Problem("its EXIF has no room for Mapillary's description", "run Sequence Maker on the original again")
+NO_HEADING = Problem("no heading: nothing says which way it faces")
+PART_OF_SPHERE = Problem("the panorama covers part of the sphere; the rest will be blank")
+NO_ZONE = Problem("nothing says in which zone its camera's clock was", "say it with --utc-offset (+00:00 for UTC)")
 
 GPS_METHODS = ("timegps", "gps", "gpsdatetime", "filename")
 CAMERA_METHODS = ("timecapture", "originaldatetime")
+CLOCKS = ("original_originalDateTime", "original_GPSDateTime")
+SHOT_KEYS = (*CLOCKS, *(f"original_{key}" for key in ("latitude", "longitude", "camera_make", "camera_model")))
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 TIME = re.compile(
     r"\s*(\d{4})[:-](\d\d)[:-](\d\d)[T ]\s*(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?\s*(Z|[-+]\d\d(?::?\d\d)?)?\s*",
@@ -660,160 +939,135 @@ ZONE = re.compile(r"([-+])(\d\d):?([0-5]\d)?", re.ASCII)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-class Findings:
-    """Problems and notes of one photo, gathered so that all are found in one pass."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.notes: list[str] = []
-
-    def take(self, check: Callable[..., T], *arguments: Any) -> T | None:
-        """What the check returns; None where it rejects, which is noted."""
-        try:
-            return check(*arguments)
-        except Rejection as error:
-            self.problems.append(error.problem)
-            return None
-
-
-def judge(stream: BinaryIO, file: str, status: os.stat_result, rules: Rules) -> Verdict:
-    """All checks of one photo that need no other. `stream` is seekable; `status` gives size and mtime."""
-    found = Findings()
-    found.take(check_size, status.st_size)
-    head = found.take(read_head, stream, status.st_size) if status.st_size else None
-    photo, photo_id = None, ""
-    if head:
-        found.take(check_pixels, head)
-        found.take(check_ending, head)
-        found.notes += found.take(check_panorama, head) or []
-        tagging = found.take(read_tagging, head)
-        if tagging:
-            photo_id = as_text(tagging.photo.get("id"))
-            source = Source(file, status.st_size, status.st_mtime_ns, head.width * head.height)
-            photo = found.take(read_photo, tagging, source, rules, found)
-    if photo and not found.problems:
-        return Verdict(file, photo, photo_id, (), tuple(found.notes))
-    return Verdict(file, None, photo_id, tuple(found.problems), tuple(found.notes))
+def examine(path: Path, file: str, now: int, utc_offset: int | None, known: Photo | None = None) -> Photo:
+    """A photo with all that it says of itself. `known`, as it was published, where size and mtime are as then."""
+    photo = Photo(file)
+    try:
+        status = status_of(path)
+        if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return known
+        photo.size, photo.mtime_ns = status.st_size, status.st_mtime_ns
+        times = (status.st_mtime, status.st_ctime * (os.name == "posix"))  # copying keeps the first
+        photo.changed_at = max((int(1000 * t) for t in times if 1000 * t <= now + MINUTE), default=0)
+        with open_photo(path) as stream:
+            judge(photo, stream, now, utc_offset)
+    except Rejection as error:
+        photo.reject(error.problem)
+    except OSError as error:
+        photo.reject(NO_FILE._replace(detail=error.strerror or ""))
+    return photo
 
 
-def check_size(size: int) -> None:
-    """The file's size in bytes."""
-    if not size:
-        raise Rejection(EMPTY)
-    if size > MAX_BYTES:
-        raise Rejection(TOO_LARGE._replace(detail=f"{size:,} bytes"))
-
-
-def check_pixels(head: Head) -> None:
-    """Width x height, by the image itself: EXIF may say anything."""
-    if head.width * head.height > MAX_PIXELS:
-        raise Rejection(TOO_MANY_PIXELS._replace(detail=f"{head.width} × {head.height}"))
-
-
-def check_ending(head: Head) -> None:
-    """Pixels that stop short."""
+def judge(photo: Photo, stream: BinaryIO, now: int, utc_offset: int | None = None) -> None:
+    """All checks of one photo's bytes, in one pass. `now` is the time that no photo may be taken a day after."""
+    if not photo.size:
+        photo.reject(EMPTY)
+        return
+    if photo.size > MAX_BYTES:
+        photo.reject(TOO_LARGE._replace(detail=f"{photo.size:,} bytes"))
+    head = photo.take(read_head, stream, photo.size)
+    if head is None:
+        return
+    photo.pixels, photo.picture = head.width * head.height, head.picture
+    if photo.pixels > MAX_PIXELS:
+        photo.reject(TOO_MANY_PIXELS._replace(detail=f"{head.width} × {head.height}"))
     if not head.whole:
-        raise Rejection(CUT_IN_PIXELS)
+        photo.reject(CUT_IN_PIXELS)
+    photo.take(check_panorama, photo, head)
+    if exif := photo.take(find_description, head):
+        if record := photo.take(sequence_maker_json, exif):
+            read_record(photo, *record, exif, now, utc_offset)
+        photo.take(find_slot, photo, exif)
 
 
-def check_panorama(head: Head) -> list[str]:
-    """Warnings about the panorama's coverage; raise Rejection where it is none."""
+def check_panorama(photo: Photo, head: Head) -> None:
+    """XMP must say that it is a panorama; a warning where it covers part of the sphere."""
     gpano: dict[str, str] = {}
     for packet in head.xmp:
         gpano = panorama_of(packet) | gpano
     kind = gpano.get("ProjectionType", "").strip()
     if kind.casefold() != "equirectangular":
-        raise Rejection(NOT_PANORAMA._replace(detail=f"it says {shown(kind[:40])}" if kind else ""))
+        raise Rejection(NOT_PANORAMA, f"it says {shown(kind[:40])}" if kind else "")
     full = gpano.get("FullPanoWidthPixels"), gpano.get("FullPanoHeightPixels")
     part = gpano.get("CroppedAreaImageWidthPixels"), gpano.get("CroppedAreaImageHeightPixels")
-    whole = head.width == 2 * head.height if None in full + part else full == part
-    return [] if whole else ["the panorama covers part of the sphere; the rest will be blank"]
+    if not (head.width == 2 * head.height if None in full + part else full == part):
+        photo.warnings += (PART_OF_SPHERE,)
 
 
-class Tagging(NamedTuple):
-    """Sequence Maker's two objects, and the EXIF that they stand in: `own` is the ImageDescription among its tags."""
-
-    photo: dict[str, Any]
-    sequence: dict[str, Any]
-    exif: Exif
-    tags: list[Tag]
-    own: Tag
-
-
-def read_tagging(head: Head) -> Tagging:
-    """Sequence Maker's JSON from EXIF ImageDescription; raise Rejection saying what there is instead."""
-    if head.exif is None:
-        raise Rejection(UNTAGGED._replace(detail="no EXIF"))
-    tags = read_tags(head.exif.data)
-    description = find_description(head.exif, tags)
-    return Tagging(*sequence_maker_json(head.exif.data, description), head.exif, tags, description)
-
-
-def find_description(exif: Exif, tags: list[Tag]) -> Tag:
-    """The one ImageDescription; raise Rejection where there is none, or several, or it lies out of bounds."""
-    found = [tag for tag in tags if (tag.ifd, tag.number) == ("IFD0", IMAGE_DESCRIPTION)]
+def find_description(head: Head) -> Exif:
+    """The EXIF with its one ImageDescription; raise Rejection where there is none, several, or it is no text."""
+    if not head.exif:
+        raise Rejection(UNTAGGED, "no EXIF")
+    exif = Exif(*head.exif[0])
+    found = exif.find("IFD0", IMAGE_DESCRIPTION)
     if not found:
-        raise Rejection(UNTAGGED._replace(detail="no ImageDescription in its EXIF"))
-    if len(found) > 1 or any(has_description(data) for data in exif.again):
-        raise Rejection(DAMAGED_EXIF._replace(detail="two ImageDescriptions"))
+        raise Rejection(UNTAGGED, "no ImageDescription in its EXIF")
+    for data, start in head.exif[1:]:
+        with contextlib.suppress(Rejection):  # what continues the first one, or is none
+            found += Exif(data, start).find("IFD0", IMAGE_DESCRIPTION)
+    if len(found) > 1:
+        raise Rejection(DAMAGED_EXIF, "two ImageDescriptions")
+    if found[0].kind not in TEXT_TYPES:
+        raise Rejection(UNTAGGED, "its ImageDescription is not text")
     if found[0].at + found[0].size > len(exif.data):
-        raise Rejection(DAMAGED_EXIF._replace(detail="its ImageDescription lies outside the EXIF segment"))
-    return found[0]
+        raise Rejection(DAMAGED_EXIF, "its ImageDescription lies outside the EXIF segment")
+    return exif
 
 
-def has_description(tiff: bytes) -> bool:
-    """Whether a further EXIF segment is a TIFF block of its own with an ImageDescription."""
-    if tiff[:4] not in TIFF_ORDERS or len(tiff) < 8:
-        return False
-    return any((tag.ifd, tag.number) == ("IFD0", IMAGE_DESCRIPTION) for tag in read_tags(tiff))
-
-
-def read_photo(tagging: Tagging, source: Source, rules: Rules, found: Findings) -> Photo | None:
-    """The photo that Sequence Maker's JSON describes; its problems and warnings go into `found`."""
-    photo, sequence, exif, tags, _ = tagging
-    heading = heading_of(photo)
-    if heading is None:
-        found.notes.append("no heading: nothing says which way it faces")
-    position = found.take(position_of, photo)
-    taken_at = found.take(capture_time, tagging, rules, found)
-    sequence_id = found.take(sequence_id_of, sequence)
-    slot = found.take(find_slot, tagging)
-    if position is None or taken_at is None or sequence_id is None or slot is None:
-        return None
-    orientation, altitude = tag_number(exif.data, tags, ORIENTATION, "IFD0"), finite(photo.get("original_altitude"))
-    shot = Photo(
-        *source,
-        photo_id=as_text(photo.get("id")),
-        sequence_id=sequence_id,
-        taken_at=taken_at,
-        latitude=position[0],
-        longitude=position[1],
-        altitude=None if altitude is None else round(altitude, 3) + 0.0,  # no negative zero
-        heading=heading,
-        make=as_text(photo.get("original_camera_make")),
-        model=as_text(photo.get("original_camera_model")),
-        orientation=orientation if 1 <= orientation <= 8 else 1,
-        connections=tuple(map(valid_text, connections_of(photo))),
-        slot=slot,
-    )
-    return roomy(shot, exif)
-
-
-def sequence_maker_json(tiff: bytes, own: Tag) -> tuple[dict[str, Any], dict[str, Any]]:
+def sequence_maker_json(exif: Exif) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sequence Maker's objects `photo` and `sequence`; raise Rejection saying which of the other things it is."""
-    text = tiff[own.at : own.at + own.size].rstrip(b"\0 \t\r\n")
+    data = exif.value("IFD0", IMAGE_DESCRIPTION).rstrip(b"\0 \t\r\n").removeprefix(BOM)
+    text = data.decode("utf-8", "surrogateescape")  # a byte that isn't text harms no other string
     try:
-        # A byte that isn't text becomes a lone surrogate and harms no other string
-        value = json.loads(text.removeprefix(BOM).decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        begins = f"it begins {shown(text[:30].decode('ascii', 'replace'))}" if text else "it is empty"
-        raise Rejection(UNTAGGED._replace(detail=f"its ImageDescription isn't JSON, {begins}")) from None
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Rejection(UNTAGGED, why_not_json(text, error)) from None
     if isinstance(value, dict) and value.keys() >= {"MAPLatitude", "MAPLongitude", "MAPCaptureTime"}:
         raise Rejection(ALREADY_DESCRIBED)
     photo, sequence = (value.get("photo"), value.get("sequence")) if isinstance(value, dict) else (None, None)
     if not (isinstance(photo, dict) and isinstance(sequence, dict)):
-        raise Rejection(UNTAGGED._replace(detail="its ImageDescription is JSON of something else"))
+        raise Rejection(UNTAGGED, "its ImageDescription is JSON of something else")
     return photo, sequence
+
+
+def why_not_json(text: str, error: Exception) -> str:
+    """What an ImageDescription holds that is no JSON."""
+    if text[:1] == "{" and isinstance(error, json.JSONDecodeError):
+        unfinished = re.fullmatch(r"[\\\w.+-]*", text[error.pos :]) and error.msg != "Extra data"
+        cut_off = unfinished or error.msg.startswith("Unterminated")
+        what = "is cut off" if cut_off else f"is damaged at character {error.pos + 1}"
+        return f"the JSON in its ImageDescription {what}"
+    begin = f"isn't JSON, it begins {shown(valid_text(text[:30]))}"
+    return f"its ImageDescription {begin if text else 'is empty'}"
+
+
+def read_record(
+    photo: Photo, record: dict[str, Any], sequence: dict[str, Any], exif: Exif, now: int, utc_offset: int | None
+) -> None:
+    """Take from Sequence Maker's objects what Mapillary needs; a problem for each that is no use."""
+    altitude, orientation = finite(record.get("original_altitude")), exif.number("IFD0", ORIENTATION)
+    photo.photo_id, photo.shot = as_text(record.get("id")), shot_of(record)
+    photo.altitude = None if altitude is None else round(altitude, 3) + 0.0  # no negative zero
+    photo.make = as_text(record.get("original_camera_make"))
+    photo.model = as_text(record.get("original_camera_model"))
+    photo.orientation = orientation if 1 <= orientation <= 8 else 1
+    photo.connections = tuple(map(valid_text, connections_of(record)))
+    photo.heading = heading_of(record)
+    if photo.heading is None:
+        photo.warnings += (NO_HEADING,)
+    photo.latitude, photo.longitude = photo.take(position_of, record) or (0.0, 0.0)
+    photo.taken_at = photo.take(capture_time, photo, record, exif, now, utc_offset) or 0
+    photo.sequence_id = as_text(sequence.get("id"))
+    if not (isinstance(sequence.get("id"), str) and re.fullmatch("[A-Za-z0-9_-]+", photo.sequence_id)):
+        photo.reject(BAD_SEQUENCE._replace(detail=f"Sequence Maker wrote {said(sequence.get('id'))}"))
+
+
+def shot_of(record: Mapping[str, Any]) -> str:
+    """The mark of a shot: MD5 of both clocks, position and camera as written, however numbers and gaps are spelt."""
+    values = [record.get(key) for key in SHOT_KEYS]
+    numbers = map(finite, values)
+    texts = [f"{number:.6f}" if number is not None else as_text(v).strip() for number, v in zip(numbers, values)]
+    return md5("\n".join(texts).encode("utf-8", "replace"))
 
 
 def finite(value: object) -> float | None:
@@ -840,72 +1094,63 @@ def valid_text(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def position_of(photo: Mapping[str, Any]) -> tuple[float, float]:
+def said(value: object) -> str:
+    """A value of Sequence Maker's JSON in a message."""
+    return "nothing" if value in (None, "") else shown(valid_text(repr(value)))[:40]
+
+
+def position_of(record: Mapping[str, Any]) -> tuple[float, float]:
     """Latitude and longitude in degrees, 7 decimals."""
     position = []
     for name, limit in (("latitude", 90), ("longitude", 180)):
-        value = finite(photo.get(f"original_{name}"))
+        value = finite(record.get(f"original_{name}"))
         if value is None or abs(value) > limit:
-            raise Rejection(BAD_POSITION._replace(detail=f"{name} is {photo.get(f'original_{name}')!r}"[:60]))
+            raise Rejection(BAD_POSITION, f"Sequence Maker wrote {said(record.get(f'original_{name}'))} as {name}")
         position.append(round(value, 7) + 0.0)
     if position == [0, 0]:
-        raise Rejection(BAD_POSITION._replace(detail="latitude and longitude are both 0"))
+        raise Rejection(BAD_POSITION, "latitude and longitude are both 0")
     return position[0], position[1]
 
 
-def sequence_id_of(sequence: Mapping[str, Any]) -> str:
-    """Sequence Maker's sequence.id, which becomes MAPSequenceUUID: letters, digits, `_` and `-`."""
-    value = sequence.get("id")
-    if not (isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]+", value)):
-        raise Rejection(BAD_SEQUENCE._replace(detail=f"it is {value!r}"[:60]))
-    return value
-
-
-def capture_time(tagging: Tagging, rules: Rules, found: Findings) -> int:
+def capture_time(photo: Photo, record: Mapping[str, Any], exif: Exif, now: int, utc_offset: int | None) -> int:
     """Capture time by the clock that Sequence Maker connected the photos with; the other is never a fallback.
 
-    A GPS time without zone is UTC; a camera's is taken for UTC too where nothing says its zone, which `found` notes.
+    A GPS time without zone is UTC. A camera's zone is the one written, or EXIF's, or --utc-offset; else it stays open.
     """
-    method = as_text(tagging.photo.get("cli_connection_method")).casefold()
+    method = as_text(record.get("cli_connection_method")).casefold()
     if method not in GPS_METHODS + CAMERA_METHODS:
-        raise Rejection(BAD_TIME._replace(detail=f"cli_connection_method is {method!r}"[:60]))
-    name = "original_GPSDateTime" if method in GPS_METHODS else "original_originalDateTime"
-    written = parse_time(tagging.photo.get(name))
+        told = said(record.get("cli_connection_method"))
+        raise Rejection(BAD_TIME, f"Sequence Maker wrote {told} as the clock that it used")
+    by_gps = method in GPS_METHODS
+    written = parse_time(record.get(CLOCKS[by_gps]))
     if written is None:
-        raise Rejection(BAD_TIME._replace(detail=f"{name} is {tagging.photo.get(name)!r}"[:70]))
-    if method in CAMERA_METHODS:
-        written = completed(written, tagging, rules)
-    taken_at = written.ms - 60_000 * (written.zone or 0)
-    if not EARLIEST_CAPTURE <= taken_at <= rules.now + DAY:
-        raise Rejection(BAD_TIME._replace(detail=f"{iso(taken_at)}: was the camera's clock set?"))
-    if written.zone is None and method in CAMERA_METHODS:
-        found.notes.append("its capture time has no zone: UTC is a guess; --utc-offset says which it is")
+        clock = "GPS time" if by_gps else "camera time"
+        raise Rejection(BAD_TIME, f"Sequence Maker wrote {said(record.get(CLOCKS[by_gps]))} as {clock}")
+    taken_at, zone, decimals = written
+    if not by_gps:
+        gps = parse_time(record.get(CLOCKS[True]))
+        zones = (zone, parse_zone(exif.text("Exif", OFFSET_TIME_ORIGINAL)), utc_offset)
+        photo.zoneless = zones[:2] == (None, None)
+        zone = next((zone for zone in zones if zone is not None), None)
+        photo.clock_gap = taken_at - gps[0] + MINUTE * (gps[1] or 0) if gps else None
+        taken_at += 0 if decimals else decimals_ms(exif.text("Exif", SUB_SEC_TIME_ORIGINAL))
+    taken_at -= MINUTE * (zone or 0)
+    if not EARLIEST_CAPTURE <= taken_at <= now + DAY:
+        wrong_here = taken_at > now and now < EARLIEST_NOW
+        doubt = f"but this machine's clock says {iso(now)[:10]}" if wrong_here else "was the camera's clock set?"
+        raise Rejection(BAD_TIME, f"{iso(taken_at)}; {doubt}")
     return taken_at
 
 
-class WrittenTime(NamedTuple):
-    """A time as it is written: milliseconds as if UTC, the zone in minutes (None: not said), the decimals' digits."""
+def parse_time(value: object) -> tuple[int, int | None, str] | None:
+    """A time in EXIF's or ISO 8601's form: milliseconds as if UTC, zone in minutes, digits of its decimals.
 
-    ms: int
-    zone: int | None
-    decimals: str
-
-
-def completed(written: WrittenTime, tagging: Tagging, rules: Rules) -> WrittenTime:
-    """A camera's time: what it lacks comes from EXIF OffsetTimeOriginal and SubSecTimeOriginal, or --utc-offset."""
-    tiff, tags = tagging.exif.data, tagging.tags
-    zones = (written.zone, parse_zone(tag_text(tiff, tags, "Exif", OFFSET_TIME_ORIGINAL)), rules.utc_offset)
-    zone = next((zone for zone in zones if zone is not None), None)
-    decimals = "" if written.decimals else tag_text(tiff, tags, "Exif", SUB_SEC_TIME_ORIGINAL)
-    return written._replace(ms=written.ms + decimals_ms(decimals), zone=zone)
-
-
-def parse_time(value: object) -> WrittenTime | None:
-    """A time in EXIF's or ISO 8601's form; None where it is no time. Milliseconds are cut, not rounded."""
+    None where it is no time. Milliseconds are cut, not rounded.
+    """
     match = TIME.fullmatch(value) if isinstance(value, str) else None
     if not match:
         return None
-    zone = parse_zone(match[8] or "")
+    zone, decimals = parse_zone(match[8] or ""), match[7] or ""
     try:
         year, month, day, hour, minute, second = map(int, match.groups()[:6])
         moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
@@ -913,8 +1158,7 @@ def parse_time(value: object) -> WrittenTime | None:
         return None
     if match[8] and zone is None:
         return None
-    decimals = match[7] or ""
-    return WrittenTime((moment - EPOCH) // timedelta(milliseconds=1) + decimals_ms(decimals), zone, decimals)
+    return (moment - EPOCH) // timedelta(milliseconds=1) + decimals_ms(decimals), zone, decimals
 
 
 def parse_zone(text: str) -> int | None:
@@ -934,14 +1178,14 @@ def decimals_ms(digits: str) -> int:
     return int((leading[0] if leading else "")[:3].ljust(3, "0"))
 
 
-def heading_of(photo: Mapping[str, Any]) -> float | None:
+def heading_of(record: Mapping[str, Any]) -> float | None:
     """Compass heading in [0, 360): the camera's; else towards the next photo; else away from the one before.
 
     A connection's distance is negative to the photo before. Without a finite one, or with 0, it says nothing.
     """
-    heading = finite(photo.get("original_heading"))
+    heading = finite(record.get("original_heading"))
     if heading is None:
-        connections = [value for value in connections_of(photo).values() if isinstance(value, dict)]
+        connections = [value for value in connections_of(record).values() if isinstance(value, dict)]
         legs = [(finite(value.get("distance_mtrs")) or 0, finite(value.get("heading_deg"))) for value in connections]
         ahead = [degrees for metres, degrees in legs if metres > 0 and degrees is not None]
         behind = [degrees + 180 for metres, degrees in legs if metres < 0 and degrees is not None]
@@ -949,78 +1193,140 @@ def heading_of(photo: Mapping[str, Any]) -> float | None:
     return None if heading is None else round(heading % 360, 3) % 360 + 0.0
 
 
-def connections_of(photo: Mapping[str, Any]) -> dict[str, Any]:
+def connections_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Sequence Maker's connections, keyed by photo.id, without the bogus "null"; {} where it isn't an object."""
-    connections = photo.get("connections")
+    connections = record.get("connections")
     return {key: connections[key] for key in connections if key != "null"} if isinstance(connections, dict) else {}
 
 
-def find_slot(tagging: Tagging) -> Slot:
-    """Where the description stands; raise Rejection where writing there would change anything else."""
-    exif, own = tagging.exif, tagging.own
-    if overlaps(own, exif.data, tagging.tags):
-        raise Rejection(DAMAGED_EXIF._replace(detail="its ImageDescription shares bytes with another tag"))
-    return Slot(tiff_order(exif.data), exif.start + own.entry + 4, exif.start + own.at, own.size)
-
-
-def overlaps(own: Tag, tiff: bytes, tags: list[Tag]) -> bool:
-    """Whether a tag's value lies over the header, a directory, another tag's value or the thumbnail."""
-    end, thumbnail = own.at + own.size, tag_number(tiff, tags, THUMBNAIL_AT)
-    if own.at < 8 or (thumbnail < end and own.at < thumbnail + tag_number(tiff, tags, THUMBNAIL_SIZE)):
-        return True
-    for tag in tags:
-        if tag.entry - 2 < end and own.at < tag.entry + 16:  # with the directory's count and its link
-            return True
-        if tag.at < end and own.at < tag.at + tag.size and tag.size > 4 and tag is not own:
-            return True
-    return False
-
-
-def roomy(photo: Photo, exif: Exif) -> Photo:
-    """The photo, with its EXIF kept where the longest description that it may get doesn't fit its slot."""
-    if photo.slot.size > 600 + 12 * len(photo.sequence_id + photo.make + photo.model):  # room whatever it escapes to
-        return photo
-    trial = Planned(photo, photo.sequence_id + "_0000", photo.taken_at)
-    if fitting(trial) is not None:
-        return photo
-    if exif.again:
-        raise Rejection(NO_ROOM)
-    photo = replace(photo, slot=replace(photo.slot, exif=exif))
-    rewritten(replace(trial, photo=photo))
-    return photo
-
-
-def find_copies(verdicts: Sequence[Verdict], kept: set[str], same: Callable[[str, str], bool]) -> list[Verdict]:
-    """Reject copies: same photo.id, `same` content. A `kept` file (of the resume file) stays, else the first."""
-    originals: dict[str, list[str]] = {}
-    order = sorted(verdicts, key=lambda verdict: verdict.file not in kept)
-    judged: dict[str, Verdict] = {}
-    for verdict in order:
-        others = originals.setdefault(verdict.photo_id, []) if verdict.photo_id else []
-        twin = next((file for file in others if same(file, verdict.file)), None)
-        if twin is not None and verdict.file not in kept:
-            verdict = verdict.rejected(DUPLICATE._replace(detail=shown(twin)))
-        elif others:
-            verdict = verdict.warned(f"{shown(others[0])} has the same photo.id and other content")
-        others.append(verdict.file)
-        judged[verdict.file] = verdict
-    return [judged[verdict.file] for verdict in verdicts]
-
-
-def find_missing(verdicts: Sequence[Verdict], known: Iterable[str]) -> list[Verdict]:
-    """Warn of connections to photos that are neither in the folder nor among the `known` ids of the resume file."""
-    here = {verdict.photo_id for verdict in verdicts} | set(known)
-    result = []
-    for verdict in verdicts:
-        missing = [i for i in verdict.photo.connections if i not in here] if verdict.photo else []
-        text = "connected to a photo that isn't here ({}): still being copied, or overwritten by Sequence Maker?"
-        result.append(verdict.warned(text.format(", ".join(map(shown, missing[:2])))) if missing else verdict)
-    return result
+def find_slot(photo: Photo, exif: Exif) -> None:
+    """Note where the description will stand; raise Rejection where it doesn't fit, or would change anything else."""
+    own, thumbnail = exif.find("IFD0", IMAGE_DESCRIPTION)[0], exif.number("IFD1", THUMBNAIL_AT)
+    end = own.at + own.size
+    shared = own.at < 8 or thumbnail < end and own.at < thumbnail + exif.number("IFD1", THUMBNAIL_SIZE)
+    for tag in exif.tags:  # a directory has its count before, and its link behind
+        shared |= tag.entry - 2 < end and own.at < tag.entry + 16
+        shared |= tag.at < end and own.at < tag.at + tag.size and tag.size > 4 and tag is not own
+    if shared:
+        raise Rejection(DAMAGED_EXIF, "its ImageDescription shares bytes with another tag")
+    photo.slot = Slot(exif.order, exif.start + own.entry + 2, exif.start + own.at, own.size)
+    roomy = own.size > 600 + 12 * len(photo.sequence_id + photo.make + photo.model)  # whatever it escapes to
+    if not roomy and not photo.problems:
+        trial = replace(photo, uuid=photo.sequence_id + "_0000", captured_at=photo.taken_at)
+        if fitting(trial) is None:
+            rewritten(trial, exif)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Planning
+# Folders
 # ----------------------------------------------------------------------------------------------------------------------
+
+TWO_VERSIONS_HERE = Problem("two photos have the same photo id and different pictures", "remove one of them")
+TWO_VERSIONS = Problem("another version of a published photo that is still here", "remove the one that isn't wanted")
+STITCHED_ANEW = Problem(
+    "taken where and when a published photo was that is no longer here: the same one, stitched anew?",
+    "if it is another one, --republish publishes it",
+)
+ELSEWHERE = Problem("another version of a photo in another folder", "remove one, or keep one folder out of this run")
+OTHER_SHOT = Problem("published before with another time, place or camera; Mapillary keeps those")
+CHANGED = Problem("changed since it was published; Mapillary keeps the version of then")
+COPY = Problem("a copy; it isn't sent")
+PUBLISHED_ELSEWHERE = Problem("published from another folder")
+MISSING = Problem(
+    "connected to a photo that isn't here", "is it still being copied, or did Sequence Maker overwrite it?"
+)
+BESIDE_REJECTED = Problem("connected to a photo that is rejected")
+MAYBE_THERE = Problem(
+    "Mapillary has bytes of it that nobody here has sent: from another folder, machine or a lost resume file?",
+    "look there; --republish publishes it all the same",
+)
+ON_MAPILLARY = Problem(
+    "its photos are on Mapillary already: from another folder, a lost resume file or another program?",
+    "look there; --republish publishes it all the same",
+)
+UNLESS_REPUBLISHED = {TWO_VERSIONS, STITCHED_ANEW, MAYBE_THERE, ON_MAPILLARY}  # what --republish overrides
+PASSED_OVER = re.compile(
+    r"\.|(@eaDir|#recycle|#snapshot|~snapshot|\$RECYCLE\.BIN|RECYCLER|System Volume Information|lost\+found"
+    r"|Network Trash Folder)$"
+)
+
+
+def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
+    """Step 1: each photo with what is wrong with it. What was published isn't opened while it is as then."""
+    tour = Tour(folder, settings, checked_at=run.clock.now())
+    files, tour.skipped = list_folder(folder)
+    tour.resume = load_resume(folder)
+    records = list(tour.resume.sequences.values()) if tour.resume else []
+    if not files and not tour.resume:
+        hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
+        raise UsageError(f"no photo in {shown(folder)}", hint)
+    again = [s for s in records if s.state == "unconfirmed" and s.uuid in settings.republish]
+    known = {p.file: p for s in records if s.settled and s not in again for p in s.photos if p.picture}
+    for done, file in enumerate(files, 1):
+        run.check()
+        photo = examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file))
+        tour.photos.append(photo)
+        run.progress(Progress("check", done, len(files)))
+    recognise(tour, [photo for s in records if s.settled for photo in s.photos], {s.uuid for s in again})
+    find_copies(tour.photos, {photo.file for s in records for photo in s.photos})
+    missing = find_missing(tour.photos, (photo.photo_id for s in records for photo in s.photos))
+    find_young(tour, COPYING_SECONDS if settings.min_age is None and missing else settings.min_age or 0)
+    return tour
+
+
+def read_folders(root: Path, settings: Settings, run: Run) -> list[Tour]:
+    """Steps 1 and 2 of every folder below `root`, also of those where only a finished resume file is left."""
+    tours = []
+    for folder, error in find_folders(root, run):
+        tour = Tour(folder, settings, checked_at=run.clock.now())
+        try:
+            if error:
+                raise error
+            tour = read_folder(folder, settings, run)
+        except Stopped:
+            raise
+        except UploaderError as failure:
+            tour.errors.append(failure)
+        tours.append(tour)
+    compare_folders(tours)
+    for tour in tours:
+        plan(tour)
+    check_republish(tours)
+    return tours
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """The folder's photos in natural order, and what is skipped: other files; folders that hold photos, as "name/"."""
+    photos, skipped = [], []
+    for name in sorted(names_in(folder), key=natural_order):
+        if is_photo(name):
+            photos.append(name)
+        elif not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME):
+            try:
+                below = names_in(place(folder, name)) if os.path.isdir(place(folder, name)) else None
+            except UploaderError:
+                below = ["can't be read.jpg"]
+            if below is None or any(map(is_photo, below)):
+                skipped.append(name if below is None else name + "/")
+    return photos, skipped
+
+
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder; names that aren't UTF-8 keep their bytes as lone surrogates. Raise UsageError."""
+    try:
+        return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(folder)]
+    except FileNotFoundError as error:
+        raise UsageError(f"no such folder: {shown(folder)}", "Give the folder of photos with -d") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{shown(folder)} is a file", "Give the folder that it is in with -d") from error
+    except OSError as error:
+        hint = "See to its permissions and the disk"
+        raise UsageError(f"the folder {shown(folder)} can't be read: {error.strerror}", hint) from error
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file's name is that of a photo."""
+    return name.lower().endswith((".jpg", ".jpeg")) and not name.startswith(".")
 
 
 def natural_order(file: str) -> tuple[list[Any], str]:
@@ -1030,25 +1336,304 @@ def natural_order(file: str) -> tuple[list[Any], str]:
     return runs, file
 
 
-def plan_sequences(photos: Iterable[Photo], settled: Iterable[str]) -> list[Part]:
-    """Group photos, order them by time, cut them to Mapillary's limits. `settled`: the sequences published already.
+def recognise(tour: Tour, published: Collection[Photo], again: Collection[str]) -> None:
+    """Find the photos that are published already, whatever was renamed, tagged anew, patched or stitched anew since.
 
-    The photos come in natural order, and keep it where times are equal.
+    A published photo stands for one photo of the folder at most. `again`: sequences whose photos are sent once more.
     """
-    groups: dict[str, list[Photo]] = {}
+    holders = {photo: photo for photo in tour.photos if photo.uuid}  # published photo -> the one of the folder
+    files = {photo.file: photo for photo in tour.photos if photo not in holders}
+    for entry in [entry for entry in published if not entry.picture and entry.file in files]:
+        photo = files[entry.file]  # version 1.0 noted no marks
+        if (photo.size, photo.mtime_ns) == (entry.size, entry.mtime_ns):
+            entry.picture, entry.shot = photo.picture, photo.shot
+    for photo, entry in same_pictures(tour.photos, published, holders):
+        settle(photo, entry, again)
+        if photo.shot != entry.shot != "":
+            photo.warnings += (OTHER_SHOT,)
+        if tour.resume and photo.file == entry.file and entry.uuid not in again:  # not opened by the next run
+            entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True
+    by_id: dict[str, list[Photo]] = {}
+    for entry in published:
+        by_id.setdefault(entry.photo_id, []).append(entry)
+    for photo in [photo for photo in tour.photos if not photo.uuid and photo.photo_id]:
+        versions = by_id.get(photo.photo_id, [])
+        if free := next((entry for entry in versions if entry not in holders), None):
+            holders[free] = photo
+            settle(photo, free, again)
+            photo.warnings += (CHANGED,)
+        elif versions:  # if it is a copy of the one that is here, it will be found to be
+            photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)
+    gone = {entry.shot for entry in published if entry not in holders}
+    for photo in tour.photos:
+        if not (photo.uuid or photo.problems) and photo.shot in gone:
+            photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
+
+
+def same_pictures(
+    photos: Iterable[Photo], published: Iterable[Photo], holders: dict[Photo, Photo]
+) -> Iterator[tuple[Photo, Photo]]:
+    """Pairs of a photo and a published one with the same picture, each once; noted in `holders`.
+
+    Where several share a picture, path, photo.id or shot must tell which one it is.
+    """
+    todo = [photo for photo in photos if photo.picture and not photo.uuid]
+    for mark in ("file", "photo_id", "shot", "picture"):
+        same: dict[tuple[str, str], list[Photo]] = {}
+        for one in published:
+            same.setdefault((one.picture, getattr(one, mark)), []).append(one)
+        for photo in [photo for photo in todo if not photo.uuid and getattr(photo, mark)]:
+            found = same.get((photo.picture, getattr(photo, mark)), [])
+            entry = next((entry for entry in found if entry not in holders), None)
+            if entry and (mark != "picture" or len(found) == 1):
+                holders[entry] = photo
+                yield photo, entry
+
+
+def settle(photo: Photo, entry: Photo, again: Collection[str]) -> None:
+    """Take a photo for a published one: it is not sent, unless its sequence is sent `again`."""
+    photo.uuid = entry.uuid
+    if entry.uuid not in again:
+        photo.state, photo.image_id, photo.slot = entry.state, entry.image_id, None
+        photo.problems = photo.warnings = photo.connections = ()
+
+
+def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
+    """Mark copies: same picture, same photo.id or shot. A `kept` file stays, else one that Sequence Maker wrote.
+
+    One photo.id with two pictures holds both back.
+    """
+    seen: dict[tuple[str, ...], Photo] = {}
+
+    def rank(photo: Photo) -> tuple[bool, bool]:
+        return not (photo.uuid or photo.file in kept), not photo.file.rpartition(".")[0].endswith("_calculated")
+
+    for photo in sorted((photo for photo in photos if photo.picture and not photo.problems), key=rank):
+        marks = [(mark, photo.picture) for mark in (photo.photo_id, photo.shot) if mark]
+        twin = next((seen[mark] for mark in marks if mark in seen), None)
+        other = seen.get((photo.photo_id,))
+        if twin and not photo.uuid:
+            photo.state = "copy"
+            photo.warnings = (COPY._replace(detail=f"of {shown(twin.file)}"),)
+        elif other and photo.photo_id and not (photo.uuid or other.uuid):
+            names = TWO_VERSIONS_HERE._replace(detail=f"{shown(other.file)}, {shown(photo.file)}")
+            photo.doubts += (names,)
+            other.doubts += (names,)
+        for mark in (*marks, (photo.photo_id,)):
+            seen.setdefault(mark, photo)
+
+
+def find_missing(photos: Collection[Photo], known: Iterable[str]) -> bool:
+    """Warn of connections to photos that can't be sent or aren't here; whether some are neither here nor `known`."""
+    here, known, missing = {photo.photo_id: photo for photo in photos}, set(known), False
     for photo in photos:
-        groups.setdefault(photo.sequence_id, []).append(photo)
-    taken = {*settled, *groups}
-    parts: list[Part] = []
-    for sequence_id, members in groups.items():
-        members.sort(key=lambda photo: photo.taken_at)
-        cuts = cut(list(zip(members, spread([photo.taken_at for photo in members]))))
-        for uuid, piece in zip(part_names(sequence_id, len(cuts), taken, set(settled)), cuts):
-            parts.append(Part(uuid, tuple(Planned(photo, uuid, captured_at) for photo, captured_at in piece)))
-    return parts
+        if photo.state != "ready":
+            continue
+        gone = [other for other in photo.connections if other not in here and other not in known]
+        rejected = [here[other].file for other in photo.connections if other in here and here[other].problems]
+        if gone:
+            photo.warnings += (MISSING._replace(detail=", ".join(map(shown, gone[:2]))),)
+            missing = True
+        if rejected:
+            photo.warnings += (BESIDE_REJECTED._replace(detail=shown(rejected[0])),)
+    return missing
 
 
-def spread(times: Sequence[int]) -> list[int]:
+def find_young(tour: Tour, seconds: float) -> None:
+    """Note an error where a photo that isn't published is younger: it may still be being copied."""
+    youngest = max((p for p in tour.photos if not p.uuid), key=lambda p: p.changed_at, default=None)
+    if youngest and seconds and (age := max(0, tour.checked_at - youngest.changed_at)) < 1000 * seconds:
+        what = f"{shown(youngest.file)} is {age / 1000:.0f} s old: it may still be being copied"
+        if tour.settings.min_age is None:
+            what += ", since a photo that it belongs with is missing"
+        hint = f"Run again when it is {seconds:g} s old, or with --min-age 0"
+        tour.errors.append(UploaderError(what, hint))
+
+
+def find_folders(root: Path, run: Run | None = None) -> Iterator[tuple[Path, UploaderError | None]]:
+    """Each folder from `root` down that holds photos or a resume file, or can't be read: that has its error with it.
+
+    Links are followed, and each real folder is visited once. Raise UsageError where `root` is no folder, or has none.
+    """
+    seen: set[tuple[int, int]] = set()
+    tell, found = (run or Run()).message, False
+    names_in(root)
+
+    def walk(folder: Path) -> Iterator[tuple[Path, UploaderError | None]]:
+        try:
+            status = folder.stat()
+            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            names = names_in(folder)
+        except FileNotFoundError:  # a dangling link
+            return
+        except (UploaderError, OSError) as error:
+            if getattr(error, "errno", 0) != errno.ELOOP:
+                text = f"the folder {shown(folder)} can't be read: {getattr(error, 'strerror', error)}"
+                yield folder, error if isinstance(error, UploaderError) else UsageError(text)
+            return
+        if SKIP_NAME in names:
+            tell("debug", f"passed over: {shown(folder)}")
+            return
+        if any(is_photo(name) or name == RESUME_NAME for name in names):
+            yield folder, None
+        for name in sorted(names, key=natural_order):
+            if PASSED_OVER.match(name):
+                tell("debug", f"passed over: {shown(place(folder, name))}")
+            elif not is_photo(name):
+                yield from walk(place(folder, name))
+
+    for item in walk(root):
+        found = True
+        yield item
+    if not found:
+        raise UsageError(f"no folder below {shown(root)} holds photos", "Give the folder above them with -d")
+
+
+def compare_folders(tours: Collection[Tour]) -> None:
+    """Let no photo be sent from two folders: a copy counts where it stands first, of two versions none is sent."""
+    elsewhere: dict[str, list[tuple[Photo, Tour]]] = {}
+    for tour in tours:
+        settled = [s for s in tour.resume.sequences.values() if s.settled] if tour.resume else []
+        published = [photo for s in settled for photo in s.photos]
+        for photo in published + [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
+            for mark in filter(None, (photo.photo_id, photo.shot and photo.shot + photo.picture)):
+                elsewhere.setdefault(mark, []).append((photo, tour))
+    before: list[Tour] = []
+    for tour in tours:
+        for photo in [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
+            alike = (*elsewhere.get(photo.photo_id, ()), *elsewhere.get(photo.shot + photo.picture, ()))
+            for other, there in dict.fromkeys(alike):
+                if there is not tour and photo.state == "ready" and other.state != "copy":
+                    compare(photo, other, shown(there.folder), there in before)
+        before.append(tour)
+
+
+def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
+    """Settle what becomes of a photo that stands in another folder too; `first`: that folder is sent before."""
+    if photo.picture != other.picture:
+        names = ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}")
+        photo.doubts += (names,)
+        if not other.uuid:
+            other.doubts += (names,)
+    elif other.uuid:
+        photo.uuid, photo.state, photo.image_id, photo.slot = other.uuid, other.state, other.image_id, None
+        photo.warnings = (PUBLISHED_ELSEWHERE._replace(detail=folder),)
+    elif first:
+        photo.state, photo.warnings = "copy", (COPY._replace(detail=f"of {shown(other.file)} in {folder}"),)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Planning
+# ----------------------------------------------------------------------------------------------------------------------
+
+ZONE_CONTRADICTED = Problem(
+    "its camera's clock and GPS time say another zone than --utc-offset", "leave --utc-offset out, or correct it"
+)
+FAST_LEG = Problem("a fast leg; GPS noise?")
+LEAP = Problem("a leg faster than 400 km/h", "look at the photo's position and time; mend or remove it")
+PHOTOS_GONE = Problem("photos of it are no longer in the folder", "put them back to republish it")
+
+
+def plan(tour: Tour) -> None:
+    """Step 2: group photos into sequences, order them, cut them to Mapillary's limits, and see what holds them back."""
+    records = tour.resume.sequences if tour.resume else {}
+    before = dict(records)
+    settled = {uuid: s for uuid, s in records.items() if s.settled}
+    known = {photo.file: photo for s in records.values() if s.state != "published" for photo in s.photos}
+    groups: dict[tuple[bool, str], list[Photo]] = {}
+    for photo in tour.photos:
+        if photo.state == "ready":
+            groups.setdefault((bool(photo.uuid), photo.uuid or photo.sequence_id), []).append(photo)
+    taken = {*settled, *(name for _, name in groups)}
+    tour.sequences = list(settled.values())
+    for (again, name), photos in groups.items():
+        problems = order_photos(photos, tour.settings.utc_offset)
+        pieces = [photos] if again else cut(photos)
+        names = [name] if again else part_names(name, len(pieces), taken, set(settled))
+        for uuid, piece in zip(names, pieces):
+            sequence = Sequence(uuid, piece)
+            if again:
+                sequence = replace(settled[name], photos=piece)
+                tour.sequences[tour.sequences.index(settled[name])] = records[name] = sequence
+            else:
+                tour.sequences.append(sequence)
+            for photo in piece:
+                adopt(photo, uuid, known.get(photo.file))
+            sequence.problems = problems
+    for sequence in tour.planned:
+        hold_back(sequence, before.get(sequence.uuid), tour.settings.republish)
+
+
+def adopt(photo: Photo, uuid: str, known: Photo | None) -> None:
+    """Give a photo its place in a sequence, and what an earlier run has uploaded of it, if the same would be sent."""
+    photo.uuid = uuid
+    if known is None:
+        return
+    photo.session_key = known.session_key  # never forgotten: Mapillary may hold its bytes
+    if (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns):
+        photo.description_md5 = md5(description_bytes(described(photo)))
+        if photo.description_md5 == known.description_md5:
+            photo.uploaded_at, photo.file_handle = known.uploaded_at, known.file_handle
+            photo.state = "uploaded" if photo.file_handle else photo.state
+
+
+def hold_back(sequence: Sequence, record: Sequence | None, republish: Collection[str]) -> None:
+    """Hold a sequence back for its problems and its photos' doubts, but those that --republish overrides."""
+    doubts = [doubt for photo in sequence.photos for doubt in photo.doubts]
+    if sequence.uuid in republish:
+        doubts = [doubt for doubt in doubts if doubt._replace(detail="") not in UNLESS_REPUBLISHED]
+    if record and sequence.settled:
+        gone = {photo.file for photo in record.photos} - {photo.file for photo in sequence.photos if photo.slot}
+        if gone and len(record.photos) > sum(1 for photo in sequence.photos if photo.slot):
+            doubts.append(PHOTOS_GONE._replace(detail=f"{len(gone)}: {shown(min(gone))}"))
+    sequence.problems = list(dict.fromkeys((*sequence.problems, *doubts)))
+    if not sequence.settled:
+        begun = any(photo.session_key for photo in sequence.photos)
+        sequence.state = "held" if sequence.problems else "uploading" if begun else "ready"
+    for photo in sequence.photos:
+        if sequence.problems and photo.slot:
+            photo.state = "held"
+
+
+def order_photos(photos: list[Photo], utc_offset: int | None) -> list[Problem]:
+    """Sort a sequence by time and give each photo the time that is sent; what makes times or places a guess."""
+    problems = settle_zone(photos, utc_offset)
+    photos.sort(key=lambda photo: photo.taken_at)  # stable: in natural order where times are equal
+    for photo, captured_at in zip(photos, spread([photo.taken_at for photo in photos])):
+        photo.captured_at = captured_at
+    return problems + check_legs(photos)
+
+
+def settle_zone(photos: Collection[Photo], utc_offset: int | None) -> list[Problem]:
+    """Find the zone of camera times that have none by comparing the camera's clock with GPS time; never guess.
+
+    A fix may be some minutes stale, so the median difference, rounded to half an hour, must be within 10 minutes.
+    """
+    zoneless = [photo for photo in photos if photo.zoneless]
+    gaps = [photo.clock_gap for photo in photos if photo.clock_gap is not None]
+    gap = statistics.median(gaps) / MINUTE if gaps else 0
+    zone = 30 * round(gap / 30)
+    agreed = bool(gaps) and abs(gap - zone) <= 10 and abs(zone) <= 14 * 60
+    if not zoneless:
+        return []
+    if utc_offset is not None:
+        hours = f"{zone / 60:+g} h"
+        return [ZONE_CONTRADICTED._replace(detail=hours)] if agreed and zone != utc_offset else []
+    if not agreed:
+        apart = (
+            f"clock and GPS time are {abs(gap) / 60:,.1f} h apart"
+            if gaps
+            else "there is no GPS time to compare it with"
+        )
+        return [NO_ZONE._replace(detail=apart)]
+    for photo in zoneless:
+        photo.taken_at -= MINUTE * zone
+    return []
+
+
+def spread(times: Collection[int]) -> list[int]:
     """Sorted times, made strictly increasing: equal ones evenly up to the next time or the end of their second."""
     result: list[int] = []
     groups = sorted(Counter(times).items())
@@ -1060,44 +1645,43 @@ def spread(times: Sequence[int]) -> list[int]:
     return result
 
 
-def cut(photos: list[tuple[Photo, int]]) -> list[list[tuple[Photo, int]]]:
+def check_legs(photos: list[Photo]) -> list[Problem]:
+    """A problem where two consecutive photos are impossibly far apart; a warning where it may be GPS noise."""
+    leaps = []
+    for here, there in zip(photos, photos[1:]):
+        metres = distance(here.latitude, here.longitude, there.latitude, there.longitude)
+        kmh = 3_600 * metres / max(1_000, there.taken_at - here.taken_at)
+        if kmh > FASTEST_KMH:
+            way = f"{metres:,.0f} m from {shown(here.file)} to {shown(there.file)}, {kmh:,.0f} km/h"
+            if metres > LEAP_METRES:
+                leaps.append(way)
+            else:
+                there.warnings += (FAST_LEG._replace(detail=way),)
+    more = f"; {len(leaps) - 1} more" if len(leaps) > 1 else ""
+    return [LEAP._replace(detail=leaps[0] + more)] if leaps else []
+
+
+def cut(photos: Iterable[Photo]) -> list[list[Photo]]:
     """Consecutive pieces of at most SEQUENCE_PHOTOS photos and SEQUENCE_PIXELS pixels."""
-    pieces: list[list[tuple[Photo, int]]] = [[]]
+    pieces: list[list[Photo]] = [[]]
     pixels = 0
-    for photo, captured_at in photos:
+    for photo in photos:
         if len(pieces[-1]) == SEQUENCE_PHOTOS or pixels + photo.pixels > SEQUENCE_PIXELS:
             pieces.append([])
             pixels = 0
-        pieces[-1].append((photo, captured_at))
+        pieces[-1].append(photo)
         pixels += photo.pixels
     return pieces
 
 
 def part_names(sequence_id: str, count: int, taken: set[str], settled: set[str]) -> list[str]:
     """MAPSequenceUUIDs: the id itself where one part is all there is and was, else `<id>_1`, … but the taken ones."""
-    pattern = re.compile(re.escape(sequence_id) + r"(_\d+)?")
-    begun = any(pattern.fullmatch(uuid) for uuid in settled)
-    if count == 1 and not begun:
+    parts = re.compile(re.escape(sequence_id) + r"(_\d+)?")
+    if count == 1 and not any(parts.fullmatch(uuid) for uuid in settled):
         return [sequence_id]
     first = 2 if sequence_id in settled else 1
     numbered = (f"{sequence_id}_{number}" for number in range(first, first + count + len(taken)))
     return [uuid for uuid in numbered if uuid not in taken][:count]
-
-
-def find_hops(parts: Iterable[Part]) -> dict[str, str]:
-    """file -> warning, for each photo that was reached faster than FASTEST_KMH from the one before, across cuts too."""
-    hops = {}
-    photos = [planned for part in parts for planned in part.photos]
-    for one, other in zip(photos, photos[1:]):
-        here, there = one.photo, other.photo
-        if here.sequence_id != there.sequence_id:
-            continue
-        metres = distance(here.latitude, here.longitude, there.latitude, there.longitude)
-        kmh = 3_600 * metres / (other.captured_at - one.captured_at)
-        if kmh > FASTEST_KMH and metres > 50:  # below, it is the receiver's noise in a burst
-            way = f"{metres:,.0f} m from {shown(here.file)} at {kmh:,.0f} km/h"
-            hops[there.file] = f"{way}: is its position or time wrong?"
-    return hops
 
 
 def distance(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
@@ -1108,34 +1692,117 @@ def distance(latitude: float, longitude: float, other_latitude: float, other_lon
     return 2 * 6_371_008.8 * math.asin(math.sqrt(min(1, chord)))
 
 
+def check_republish(tours: list[Tour]) -> None:
+    """Raise UsageError where a sequence that is to be republished isn't there, or is published."""
+    states = {sequence.uuid: sequence.state for tour in tours for sequence in tour.sequences}
+    for uuid in sorted(tours[0].settings.republish) if tours and not any(tour.errors for tour in tours) else []:
+        if states.get(uuid, "published") == "published":
+            what = "is published already" if uuid in states else "is not here"
+            raise UsageError(f"sequence {shown(uuid)} {what}", "--republish takes the id that the summary names")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# Description
+# Description and tagged bytes: what is sent of a photo
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def describe(planned: Planned) -> dict[str, Any]:
-    """Mapillary's description of a photo: degrees, metres, UTC. The keys are those of the official client's schema."""
-    photo = planned.photo
+def described(photo: Photo) -> dict[str, Any]:
+    """Mapillary's description of a photo, all of it; the keys are those of the official client's schema."""
+    heading = {"TrueHeading": photo.heading, "MagneticHeading": photo.heading}
     description = {
         "MAPLatitude": photo.latitude,
         "MAPLongitude": photo.longitude,
         "MAPAltitude": photo.altitude,
-        "MAPCaptureTime": as_datetime(planned.captured_at).strftime("%Y_%m_%d_%H_%M_%S_%f")[:-3],
-        "MAPCompassHeading": {"TrueHeading": photo.heading, "MagneticHeading": photo.heading},
+        "MAPCaptureTime": as_datetime(photo.captured_at).strftime("%Y_%m_%d_%H_%M_%S_%f")[:-3],
+        "MAPCompassHeading": None if photo.heading is None else heading,
         "MAPDeviceMake": photo.make or None,
         "MAPDeviceModel": photo.model or None,
         "MAPOrientation": photo.orientation,
-        "MAPSequenceUUID": planned.uuid,
+        "MAPSequenceUUID": photo.uuid,
         "MAPFilename": valid_text(photo.file.rpartition("/")[2]),
     }
-    if photo.heading is None:
-        del description["MAPCompassHeading"]
     return {key: value for key, value in description.items() if value is not None}
 
 
 def description_bytes(description: Mapping[str, Any]) -> bytes:
     """Compact JSON with sorted keys, pure ASCII."""
     return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def fitting(photo: Photo) -> bytes | None:
+    """The description as it fits the slot: whole, without file name, without make and model too; None: none does."""
+    description = described(photo)
+    for spared in ((), ("MAPFilename",), ("MAPDeviceMake", "MAPDeviceModel")):
+        for key in spared:
+            description.pop(key, None)
+        value = description_bytes(description)
+        if photo.slot and len(value) < photo.slot.size:  # a NUL ends it
+            return value
+    return None
+
+
+def sent_head(photo: Photo, stream: BinaryIO) -> tuple[bytes, int]:
+    """The photo's first bytes as they are sent, and where in the file the rest begins, which is sent as it is."""
+    slot, value = photo.slot, fitting(photo)
+    stream.seek(0)
+    if slot is None or value is None:
+        return rewritten(photo, Exif(*read_head(stream, photo.size).exif[0]), stream)
+    end = max(slot.at + slot.size, slot.type_at + 6)
+    head = bytearray(stream.read(end))
+    head[slot.type_at : slot.type_at + 6] = struct.pack(slot.order + "HI", ASCII, len(value) + 1)
+    head[slot.at : slot.at + slot.size] = value.ljust(slot.size, b"\0")
+    return bytes(head), end
+
+
+def rewritten(photo: Photo, exif: Exif, stream: BinaryIO | None = None) -> tuple[bytes, int]:
+    """The same where no description fits the slot: piexif writes all EXIF. Raise Rejection where that harms a tag."""
+    import piexif
+
+    try:
+        if exif.find("Exif", MAKER_NOTE):  # its own offsets count from the TIFF header: it may not move
+            raise ValueError("MakerNote")
+        if any(tag.at + tag.size > len(exif.data) or not tag.size for tag in exif.tags):
+            raise ValueError("a tag lies out of bounds")  # piexif believes every count: one once took 24 GB
+        before = piexif.load(EXIF_MARK + exif.data)
+        tags = before | {"0th": before["0th"] | {IMAGE_DESCRIPTION: description_bytes(described(photo))}}
+        data = piexif.dump(tags)
+        if other_tags(data) != other_tags(EXIF_MARK + exif.data) or len(data) > 65_533:
+            raise ValueError("another tag would change")
+    except Exception as error:  # piexif raises struct.error, TypeError, KeyError, MemoryError and more, undocumented
+        raise Rejection(NO_ROOM, error) from error
+    if stream is None:
+        return b"", 0
+    stream.seek(0)
+    start = exif.start - len(EXIF_MARK) - 2
+    return stream.read(start) + struct.pack(">H", len(data) + 2) + data, exif.start + len(exif.data)
+
+
+def other_tags(data: bytes) -> tuple[object, ...]:
+    """All of an EXIF segment but the description and what only says where things stand; piexif's view and our own."""
+    import piexif
+
+    moving = {IMAGE_DESCRIPTION, THUMBNAIL_AT, *DIRECTORIES}
+    loaded, exif = piexif.load(data), Exif(data[len(EXIF_MARK) :])
+    ifds = {ifd: found for ifd, found in loaded.items() if isinstance(found, dict)}
+    values = {ifd: {number: v for number, v in found.items() if number not in moving} for ifd, found in ifds.items()}
+    kinds = {(tag.ifd, tag.number, tag.kind) for tag in exif.tags if tag.number != IMAGE_DESCRIPTION}
+    return loaded["thumbnail"], values, kinds
+
+
+def session_of(blocks: Iterable[bytes], suffix: str = "jpg") -> tuple[str, int]:
+    """Session key and size of these bytes: the same ones always continue the same session."""
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return f"mly_tools_{digest.hexdigest()}.{suffix}", size
+
+
+def check_unchanged(stream: BinaryIO, photo: Photo) -> None:
+    """Raise UploaderError where the open file isn't the one that was checked."""
+    status = os.fstat(stream.fileno())
+    if (status.st_size, status.st_mtime_ns) != (photo.size, photo.mtime_ns):
+        raise UploaderError("the photo was changed after it was checked", "Run again when it is at rest")
 
 
 def as_datetime(ms: int) -> datetime:
@@ -1145,7 +1812,7 @@ def as_datetime(ms: int) -> datetime:
 
 def iso(ms: int) -> str:
     """ISO 8601 with milliseconds and Z."""
-    return as_datetime(ms).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return as_datetime(ms).isoformat("T", "milliseconds")[:23] + "Z"
 
 
 def from_iso(text: str) -> int:
@@ -1156,190 +1823,110 @@ def from_iso(text: str) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tagged bytes
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def fitting(planned: Planned) -> bytes | None:
-    """The description as it fits the slot: whole, without file name, without make and model too; None: none does."""
-    if planned.photo.slot.exif is not None:
-        return None
-    description = describe(planned)
-    for spared in ((), ("MAPFilename",), ("MAPDeviceMake", "MAPDeviceModel")):
-        for key in spared:
-            description.pop(key, None)
-        value = description_bytes(description)
-        if len(value) < planned.photo.slot.size:  # a NUL ends it
-            return value
-    return None
-
-
-def tagged(planned: Planned) -> tuple[Splice, ...]:
-    """What to replace in the photo's bytes: the slot and its count; all EXIF only where the slot is too small."""
-    slot, value = planned.photo.slot, fitting(planned)
-    if value is None:
-        return (rewritten(planned),)
-    count = Splice(slot.count_at, slot.count_at + 4, struct.pack(slot.order + "I", len(value) + 1))
-    return tuple(sorted((count, Splice(slot.at, slot.at + slot.size, value.ljust(slot.size, b"\0")))))
-
-
-def rewritten(planned: Planned) -> Splice:
-    """The whole EXIF segment by piexif, with the description; raise Rejection where that fails or harms another tag."""
-    import piexif
-
-    exif = planned.photo.slot.exif
-    if exif is None:
-        raise Rejection(NO_ROOM)
-    before = other_values(exif.data)
-    try:
-        if before is None:  # piexif believes every count: a corrupt one once took 24 GB
-            raise ValueError("a tag lies out of bounds")
-        tags = piexif.load(EXIF_MARK + exif.data)
-        tags["0th"][IMAGE_DESCRIPTION] = description_bytes(describe(planned))
-        data = piexif.dump(tags)[len(EXIF_MARK) :]
-        if other_values(data) != before or len(EXIF_MARK + data) > 65_533:
-            raise ValueError("another tag would change")
-    except Stopped:
-        raise
-    except Exception as error:  # piexif raises struct.error, TypeError, KeyError, MemoryError and more, undocumented
-        raise Rejection(NO_ROOM._replace(detail=f"{error}"[:60])) from error
-    start, end = exif.start - len(EXIF_MARK) - 2, exif.start + len(exif.data)
-    return Splice(start, end, struct.pack(">H", len(EXIF_MARK + data) + 2) + EXIF_MARK + data)
-
-
-def other_values(tiff: bytes) -> dict[tuple[str, int], tuple[object, ...]] | None:
-    """What each tag but ImageDescription and pointers says, by (directory, tag); None where one lies out of bounds."""
-    tags, order = read_tags(tiff), tiff_order(tiff)
-    if any(tag.at + tag.size > len(tiff) or not tag.size for tag in tags):
-        return None
-    values: dict[tuple[str, int], tuple[object, ...]] = {}
-    for tag in tags:
-        unit = TYPE_UNITS.get(tag.kind, "B")
-        numbers = struct.unpack_from(f"{order}{tag.size // struct.calcsize(unit)}{unit}", tiff, tag.at)
-        values[tag.ifd, tag.number] = (tag.kind, *numbers)
-        if tag.number == MAKER_NOTE:  # its own offsets count from the TIFF header: it may not move
-            values[tag.ifd, tag.number] += (tag.at, order)
-    start, size = (tag_number(tiff, tags, number) for number in (THUMBNAIL_AT, THUMBNAIL_SIZE))
-    values["IFD1", THUMBNAIL_AT] = (tiff[start : start + size],)
-    moving = {("IFD0", IMAGE_DESCRIPTION), *((ifd, number) for ifd in ("IFD0", "Exif") for number in DIRECTORIES)}
-    return {key: value for key, value in values.items() if key not in moving}
-
-
-def tagged_blocks(stream: BinaryIO, size: int, splices: Sequence[Splice], offset: int = 0) -> Iterator[bytes]:
-    """The photo's bytes with the splices made, from `offset` on, cut at the splices and every BLOCK bytes."""
-    at = 0
-    for splice in (*splices, Splice(size, size, b"")):
-        skipped = min(offset, splice.start - at)
-        at = stream.seek(at + skipped)
-        while at < splice.start:
-            try:
-                piece = stream.read(min(BLOCK, splice.start - at))
-            except OSError as error:
-                raise PhotoChanged(f"the photo can't be read any more: {error.strerror}", "See to the disk") from error
-            if not piece:
-                raise PhotoChanged("the photo became shorter while it was read", "Run again when it is at rest")
-            at += len(piece)
-            yield piece
-        yield splice.data[offset - skipped :]
-        offset = max(0, offset - skipped - len(splice.data))
-        at = splice.end
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Resume file and lock
 # ----------------------------------------------------------------------------------------------------------------------
 
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "str | None": (str, type(None)),
-    "list[str]": (list,),
-    "dict[str, Entry]": (dict,),
-}
-STATES = ("uploading", "publishing", "unconfirmed", "published")
+TIMES = ("uploaded_at", "captured_at", "publish_tried_at", "published_at")  # text in the file, milliseconds here
+# What the file keeps, and of which type; a question mark: null too
+PHOTO_KEYS: dict[str, type | tuple[type, ...]] = {
+    "photo_id": str, "shot": str, "picture": str, "size": int, "mtime_ns": int, "description_md5": str,
+    "session_key": str, "file_handle": (str, type(None)), "uploaded_at": (str, type(None)), "captured_at": str,
+    "latitude": (int, float), "longitude": (int, float), "make": str, "model": str, "image_id": (str, type(None)),
+}  # fmt: skip
+SEQUENCE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "state": str, "manifest_handle": (str, type(None)), "publish_tried_at": (str, type(None)),
+    "cluster_id": (str, type(None)), "published_at": (str, type(None)), "shown_before": list,
+}  # fmt: skip
+NEW_KEYS: dict[str, Any] = {"shot": "", "picture": "", "shown_before": []}  # which files of version 1.0 lack
+RESUME_KEYS = ("service", "username", "user_id", "organization_id", "closed")
 
 
 class Resume:
     """The resume file of one folder, held in memory; the only thing here that remembers from run to run."""
 
-    def __init__(self, folder: Path, service: str, account: Account | None = None) -> None:
-        self.path = folder / RESUME_NAME
-        self.service = service
-        self.username = account.username if account else ""
-        self.user_id = account.user_id if account else ""
-        self.organization_id = account.organization_id if account else None
-        self.closed = True
-        self.sequences: dict[str, SequenceRecord] = {}
-        self.changed = False  # since it was last saved
-        self._written: dict[str, tuple[SequenceRecord, bytes]] = {}  # settled sequences, as they were last written
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.service = self.username = self.user_id = ""
+        self.organization_id: str | None = None
+        self.closed = True  # the last run ended in order: whatever it began to send stands here
+        self.sequences: dict[str, Sequence] = {}
+        self.earlier_keys: set[str] = set()  # of sessions begun here that no photo has any more
+        self.changed = False
+        self.read_from = b""
+        self.written: dict[str, str] | None = None  # while uploading: published sequences, which don't change any more
 
-    def settled(self) -> dict[str, SequenceRecord]:
-        """The sequences that are published, or perhaps are."""
-        return {uuid: record for uuid, record in self.sequences.items() if record.settled}
+    def adopt_owner(self, account: Account, service: Service, organization_id: str | None) -> None:
+        """Make the account the owner of a new file; raise UsageError where the file has another one."""
+        if not self.user_id:
+            self.service, self.user_id, self.organization_id = service.name, account.user_id, organization_id
+        pairs = (
+            ("account", f"{self.username} ({self.user_id})", account.user_id, self.user_id),
+            ("organization", self.organization_id or "none", organization_id, self.organization_id),
+            ("service", self.service, service.name, self.service),
+        )
+        for what, text, now, then in pairs:
+            if now != then:
+                hint = f"Run with that {what}"
+                raise UsageError(f"the resume file in {shown(self.folder)} is of another {what}: {text}", hint)
+        self.changed |= bool(self.username) and self.username != account.username  # it was renamed
+        self.username = account.username
 
-    def put(self, uuid: str, **changes: Any) -> None:
-        """Change fields of a sequence."""
-        self.sequences[uuid] = replace(self.sequences[uuid], **changes)
-        self.changed = True
+    @property
+    def unfinished(self) -> bool:
+        """Whether a sequence isn't published."""
+        return any(sequence.state != "published" for sequence in self.sequences.values())
 
-    def note(self, uuid: str, file: str, entry: Entry) -> None:
-        """Put a photo's entry into a sequence."""
-        self.sequences[uuid].photos[file] = entry
-        self._written.pop(uuid, None)
-        self.changed = True
+    def keys(self) -> set[str]:
+        """All session keys that were begun here."""
+        return self.earlier_keys | {photo.session_key for s in self.sequences.values() for photo in s.photos}
 
-    def drop(self, uuid: str, file: str) -> None:
-        """Take a photo out of a sequence."""
-        self.sequences[uuid].photos.pop(file, None)
-        self.changed = True
+    def published(self) -> list[Photo]:
+        """All photos that are published, or perhaps are."""
+        return [photo for sequence in self.sequences.values() if sequence.settled for photo in sequence.photos]
+
+    def save_if_changed(self) -> None:
+        """Save what was found out, where that is more than the file says."""
+        if self.changed:
+            self.save()
 
     def save(self) -> None:
-        """Write atomically: temporary file, fsync, replace, fsync of the folder. Raise UploaderError where it fails."""
-        temporary = self.path.with_name(TEMPORARY_NAME)
+        """Write atomically; raise UploaderError where it fails."""
+        path = resume_path(self.folder)
         try:
-            with open(temporary, "wb") as stream:
-                stream.writelines(self.pieces())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, self.path)
-            sync_folder(self.path.parent)
+            write_atomically(path, path.with_name(TEMPORARY_NAME), self.text())
             self.changed = False
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             hint = "The old one is still there; make room and run again, what was uploaded is not sent anew"
-            raise UploaderError(f"the resume file {shown(self.path)} can't be saved: {error.strerror}", hint) from error
+            raise UploaderError(f"the resume file {shown(path)} can't be saved: {error.strerror}", hint) from error
 
-    def pieces(self) -> Iterator[bytes]:
-        """The file's text: JSON for people to read, a line a photo. A published sequence is put into text once."""
-        head = {"format": 1, "service": self.service, "username": self.username, "user_id": self.user_id}
-        head |= {"organization_id": self.organization_id, "closed": self.closed}
-        yield in_utf8("{\n" + "".join(f'  "{key}": {to_json(value)},\n' for key, value in head.items()))
-        between = b'  "sequences": {\n'
-        for uuid, record in self.sequences.items():
-            known = self._written.get(uuid)
-            text = known[1] if known and known[0] is record else in_utf8(sequence_text(uuid, record))
-            if record.state == "published":
-                self._written[uuid] = record, text
-            yield between + text
-            between = b",\n"
-        yield b"\n  }\n}\n" if self.sequences else between + b"  }\n}\n"
+    def text(self) -> bytes:
+        """JSON for people to read, a line a photo. A name that isn't valid text keeps its \\udcXX."""
+        lines = ['{"format": 1', *(f' "{name}": {to_json(getattr(self, name))}' for name in RESUME_KEYS)]
+        lines.append(f' "earlier_keys": {to_json(sorted(self.earlier_keys))}')
+        sequences = []
+        for uuid, sequence in self.sequences.items():
+            text = self.written.get(uuid) if self.written else None
+            sequences.append(text or sequence_text(sequence))
+            if self.written is not None and sequence.state == "published":
+                self.written[uuid] = sequences[-1]
+        lines.append(' "sequences": {\n' + ",\n".join(filter(None, sequences)) + "}}\n")
+        return ",\n".join(lines).encode("utf-8", "backslashreplace")
 
 
-def sequence_text(uuid: str, record: SequenceRecord) -> str:
-    """A sequence in the resume file."""
-    facts = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "photos"}
-    photos = []
-    for file, entry in record.photos.items():
-        values = {name: getattr(entry, name) for name in Entry.__slots__ if name != "image_ids" or entry.image_ids}
-        photos.append(f"        {to_json(file)}: {to_json(values)}")
-    return f'    {to_json(uuid)}: {{{to_json(facts)[1:-1]},\n      "photos": {{\n' + ",\n".join(photos) + "\n      }}"
+def sequence_text(sequence: Sequence) -> str:
+    """A sequence in the resume file, with the photos that were begun; "" where there is none."""
+    begun = [photo for photo in sequence.photos if photo.session_key]
+    if not begun:
+        return ""
+    facts = record_to(sequence, SEQUENCE_KEYS) | {"state": sequence.state if sequence.settled else "uploading"}
+    photos = ",\n".join(f"   {to_json(photo.file)}: {to_json(record_to(photo, PHOTO_KEYS))}" for photo in begun)
+    return f'  {to_json(sequence.uuid)}: {to_json(facts)[:-1]}, "photos": {{\n{photos}}}}}'
 
 
-def in_utf8(text: str) -> bytes:
-    """UTF-8; a name that isn't valid text keeps its \\udcXX, which is what JSON escapes it as."""
-    return text.encode("utf-8", "backslashreplace")
+def record_to(record: object, keys: Iterable[str]) -> dict[str, Any]:
+    """What the file keeps of a record."""
+    values = {key: getattr(record, key) for key in keys}
+    return values | {key: iso(values[key]) for key in TIMES if values.get(key) is not None}
 
 
 def to_json(value: object) -> str:
@@ -1347,358 +1934,505 @@ def to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def load_resume(folder: Path) -> Resume | None:
-    """Read the folder's resume file; None where there is none. Raise UsageError rather than take a bad one as empty."""
-    path = folder / RESUME_NAME
+def write_atomically(path: Path, temporary: Path, data: bytes, mode: int = 0o666) -> None:
+    """Temporary file, fsync, replace, fsync of the folder: a power cut leaves the old file or the new one, whole."""
     try:
-        data = json.loads(path.read_bytes(), object_hook=from_json)
-        if not isinstance(data, dict):
-            raise ValueError("it holds no object")
-        if data.get("format") != 1:
-            raise ValueError(f"its format is {data.get('format')!r}")
-        return resume_from(data, folder)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        hint = "Restore it from a backup. Only if nothing of this folder was ever published, move it away"
-        newer = "it was written by a newer version" if "format is" in str(error) else "it is damaged"
-        raise UsageError(f"the resume file {shown(path)} can't be used: {newer} ({shown(error)})", hint) from error
-
-
-def resume_from(data: dict[str, Any], folder: Path) -> Resume:
-    """The resume file's object; raise ValueError for wrong types. What died publishing, or anew, is unconfirmed."""
-    resume = Resume(folder, "")
-    kinds = {"service": str, "username": str, "user_id": str, "organization_id": (str, type(None)), "closed": bool}
-    for name, kind in kinds.items():
-        if name not in data or not isinstance(data[name], kind):  # type: ignore[arg-type]
-            raise ValueError(f"{name} is {data.get(name)!r}")
-        setattr(resume, name, data[name])
-    if not isinstance(data.get("sequences"), dict):
-        raise ValueError("sequences is no object")
-    for uuid, record in data["sequences"].items():
-        if not isinstance(record, SequenceRecord) or record.state not in STATES:
-            raise ValueError(f"sequence {uuid} has no valid state")
-        doubtful = record.state == "publishing" or (record.state == "uploading" and record.publish_tried_at)
-        resume.sequences[uuid] = replace(record, state="unconfirmed") if doubtful else record
-    return resume
-
-
-def from_json(data: dict[str, Any]) -> Any:
-    """json.loads' object_hook: records as soon as they are read, which keeps memory low."""
-    if data.keys() >= {"session_key", "file_handle"}:
-        entry = record_of(Entry, data)
-        for moment in (entry.uploaded_at, entry.taken_at, entry.captured_at):
-            from_iso(moment)
-        return entry
-    if data.keys() >= {"state", "photos"}:
-        return record_of(SequenceRecord, data)
-    return data
-
-
-def record_of(kind: type[T], data: dict[str, Any]) -> T:
-    """A dataclass from JSON; raise ValueError for a wrong type, TypeError for a missing field."""
-    known = {item.name: str(item.type) for item in fields(kind)}  # type: ignore[arg-type]
-    for name in known.keys() & data.keys():
-        if not isinstance(data[name], JSON_TYPES[known[name]]) or isinstance(data[name], bool):
-            raise ValueError(f"{name} is {data[name]!r}"[:60])
-    if not all(isinstance(entry, Entry) for entry in data.get("photos", {}).values()):
-        raise ValueError("photos holds something else than photos")
-    if not all(isinstance(image_id, str) for image_id in data.get("image_ids", ())):
-        raise ValueError("image_ids holds something else than ids")
-    return kind(**{name: data[name] for name in known.keys() & data.keys()})
-
-
-def check_owner(resume: Resume, account: Account, service: str) -> None:
-    """Raise UsageError where the resume file is another account's, organization's or service's."""
-    pairs = (
-        ("account", f"{resume.username} ({resume.user_id})", account.user_id, resume.user_id),
-        ("organization", resume.organization_id or "none", account.organization_id, resume.organization_id),
-        ("service", resume.service, service, resume.service),
-    )
-    for what, text, now, then in pairs:
-        if now != then:
-            hint = f"Run with that {what}, or, to publish the folder a second time, move the file away"
-            raise UsageError(f"{shown(resume.path)} belongs to another {what}: {text}", hint)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, where the system can: a renamed file is then found after a power cut."""
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()  # another user's, perhaps
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it may hold a token
+        raise
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):  # some file systems can't; the file is in place all the same
             os.fsync(handle)
         os.close(handle)
 
 
+def resume_path(folder: Path) -> Path:
+    """Where the resume file is, a link followed. Raise UsageError where its target is away, or there are two."""
+    path = folder / RESUME_NAME
+    found = [name for name in names_in(folder) if re.fullmatch(r"mapillary_uploader.*\.json", name)]
+    if {*found} - {RESUME_NAME}:
+        hint = "Two folders were merged, or a copy was put back: keep one folder's photos and its file, move the rest"
+        raise UsageError(f"{shown(folder)} holds {' and '.join(map(shown, sorted(found)))}", hint)
+    if path.is_symlink() and not path.exists():
+        hint = "Mount it, or put it back; without it nobody knows what is published"
+        raise UsageError(f"the resume file {shown(path)} is a link, and its target is away", hint)
+    return Path(os.path.realpath(path))
+
+
+def load_resume(folder: Path) -> Resume | None:
+    """Read the folder's resume file; None where there is none. Raise UsageError rather than take a bad one as empty."""
+    path, resume = resume_path(folder), Resume(folder)
+    try:
+        resume.read_from = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        text = f"the resume file {shown(path)} can't be read: {(error.strerror or 'error').lower()}"
+        raise UsageError(text, "See to its permissions and the disk") from error
+    try:
+        data = json.loads(resume.read_from)
+        newer = data["format"] != 1
+        for name in RESUME_KEYS if not newer else ():
+            setattr(resume, name, data[name])
+        texts = (resume.service, resume.username, resume.user_id, resume.organization_id or "")
+        resume.earlier_keys = set(data.get("earlier_keys", ()))
+        if not all(isinstance(text, str) for text in (*texts, *resume.earlier_keys)) or type(resume.closed) is not bool:
+            raise ValueError("a wrong type")
+        for uuid, record in data["sequences"].items() if not newer else ():
+            resume.sequences[uuid] = sequence_from(uuid, record)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        hint = "Restore it from a backup: it knows what is published"
+        raise UsageError(f"the resume file {shown(path)} is damaged ({shown(error)})", hint) from error
+    if newer:
+        raise UsageError(f"the resume file {shown(path)} was written by a newer version", "Update this program")
+    return resume
+
+
+def sequence_from(uuid: str, data: dict[str, Any]) -> Sequence:
+    """A sequence from JSON; raise ValueError for wrong types. What died publishing, or anew, is unconfirmed."""
+    photos = [Photo(file, **record_from(entry, PHOTO_KEYS), uuid=uuid) for file, entry in data["photos"].items()]
+    sequence = Sequence(uuid, photos, **record_from(data, SEQUENCE_KEYS))
+    if sequence.state not in ("uploading", "publishing", "unconfirmed", "published"):
+        raise ValueError(f"state is {sequence.state!r}")
+    if sequence.state == "publishing" or (sequence.state == "uploading" and sequence.publish_tried_at):
+        sequence.state = "unconfirmed"
+    for photo in photos:
+        photo.state = "published" if sequence.state == "published" else "uploaded"
+    return sequence
+
+
+def record_from(data: dict[str, Any], keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """What a record keeps, from JSON; raise ValueError for a wrong type, KeyError for what is missing."""
+    values: dict[str, Any] = {key: data[key] if key in data else NEW_KEYS[key] for key in keys}
+    for key, wanted in keys.items():
+        if not isinstance(values[key], wanted) or isinstance(values[key], bool):
+            raise ValueError(f"{key} is {values[key]!r}"[:60])
+        if key in TIMES and values[key] is not None:
+            values[key] = from_iso(str(values[key]))
+    return values
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's kernel lock, which a killed run loses; raise BusyError at once where another run has it."""
+    """Hold the folder's kernel lock, which a killed run loses; raise UploaderError at once where another run has it."""
     path = folder / LOCK_NAME
     try:
-        stream = open(path, "a+b")  # noqa: SIM115 - the with below
+        stream = open_lock(path)
     except OSError as error:
         hint = "The resume file must be kept in it"
-        raise UsageError(f"the folder {shown(folder)} is not writable: {error.strerror}", hint) from error
+        raise UsageError(f"{shown(path)} can't be written: {error.strerror}", hint) from error
     with stream:
-        lock_file(stream, path)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / TEMPORARY_NAME).unlink()  # of a run that was killed while it saved
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            hint = "Wait for it; from cron that is normal"
+            raise UploaderError(f"another run is at work on {shown(folder)}", hint, Exit.BUSY) from error
+        except OSError as error:
+            hint = "Use a file system with locks"
+            raise UsageError(f"{shown(path)} can't be locked: {error.strerror}", hint) from error
+        temporary = folder / TEMPORARY_NAME
+        try:
+            temporary.unlink(missing_ok=True)  # of a run that was killed while it saved
+        except OSError as error:
+            raise UsageError(f"{shown(temporary)} is in the way: {error.strerror}", "Remove it") from error
         yield
 
 
-def lock_file(stream: BinaryIO, path: Path) -> None:
-    """Take the lock or raise BusyError; UsageError where the file system has no locks."""
+def open_lock(path: Path) -> BinaryIO:
+    """The lock file; another user's, which can't be written, is as good for locking."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        hint = "Wait for it; from cron that is normal"
-        raise BusyError(f"another run is at work on {shown(path.parent)}", hint) from error
-    except OSError as error:
-        raise UsageError(f"{shown(path)} can't be locked: {error.strerror}", "Use a file system with locks") from error
+        return open(path, "a+b")
+    except PermissionError:
+        if not path.exists():
+            raise
+        return open(path, "rb")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mapillary client
 # ----------------------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Where Mapillary is: its Graph API and its upload service."""
-
-    graph: str = GRAPH
-    uploads: str = UPLOADS
-
-    @property
-    def name(self) -> str:
-        """What the resume file calls it: a try against a stand-in is never taken for a publication."""
-        return "mapillary" if (self.graph, self.uploads) == (GRAPH, UPLOADS) else "test"
+REQUEST_LIMITS = (4, 17, 32, 613)  # codes of Facebook's Graph API
+UNCLEAR = (408, 409, 425, 499)  # a gateway's: the call may have gone through
 
 
-def service_from(environment: Mapping[str, str]) -> Service:
-    """The official client's variables; raise UsageError where the token would leave this machine in the clear."""
+def host_of(name: str, url: str) -> str:
+    """The host that an http address names; raise UsageError where it is none, with the variable that it is from."""
     from urllib.parse import urlsplit
 
-    graph = environment.get("MAPILLARY_GRAPH_API_ENDPOINT") or GRAPH
-    uploads = environment.get("MAPILLARY_UPLOAD_ENDPOINT") or UPLOADS
-    for url in (graph, uploads):
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        here = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
-        if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and here)):
-            raise UsageError(f"the endpoint {shown(url)} is not https", "Plain http is for this machine only")
-    return Service(graph.rstrip("/"), uploads.rstrip("/"))
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", url):
+            return parts.hostname
+    raise UsageError(f"{name} is no address that can be used", "It takes https://HOST or http://HOST:PORT")
+
+
+def check_endpoint(name: str, url: str) -> str:
+    """The address without a slash at its end; raise UsageError where the token would go out in the clear."""
+    from ipaddress import ip_address
+
+    host = host_of(name, url)
+    loopback = host == "localhost"
+    with contextlib.suppress(ValueError):
+        loopback = loopback or ip_address(host).is_loopback
+    if "@" in url or (url.startswith("http:") and not loopback):
+        hint = "It takes https:// and a host's name; plain http is for this machine only"
+        raise UsageError(f"{name} can't be used: {shown(url.rpartition('@')[2])}", hint)
+    return url.rstrip("/")
+
+
+def check_connection_settings(service: Service, environment: Mapping[str, str]) -> None:
+    """Raise UsageError where a proxy or certificate variable names what can't work: no retry would mend that."""
+    import ssl
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = environment.get(name)
+        try:
+            if path and not os.path.isdir(path):
+                ssl.create_default_context(cafile=path)
+        except OSError as error:
+            text = f"{name} names no file of certificates: {shown(path)}"
+            raise UsageError(text, "Correct it, or unset it") from error
+    proxies = {name[:-6].lower(): name for name in sorted(environment) if name.lower().endswith("_proxy")}
+    without = {"no": environment[proxies["no"]]} if "no" in proxies else {}
+    for url in service:
+        name = proxies.get(url.partition(":")[0]) or proxies.get("all") or ""
+        proxy = environment.get(name)
+        if proxy and not proxy_bypass_environment(host_of("", url), without):
+            host_of(name, proxy if "://" in proxy else f"http://{proxy}")
 
 
 class Line:
-    """What all connections of a run share: the retries, the rate limit, the end of the run, the count of bytes sent."""
+    """A thread's connections to Mapillary, which another thread can cut: a call that hangs can't end by itself."""
 
-    def __init__(self, retries: int, clock: Clock, log: Callable[[str], None]) -> None:
-        self.retries, self.clock, self.log = retries, clock, log
-        self.stop = threading.Event()
-        self.sent = 0
-        self._lock = threading.Lock()
-        self._opens_at = 0.0
-        self._limited_since: float | None = None
+    def __init__(self, token: str) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    def persist(self, attempt: Callable[[], T]) -> T:
-        """Attempt until it works. Safe to use only for what may be done twice.
+        sockets = self.sockets = weakref.WeakSet[socket.socket]()
+        self.busy, self.ends_at = False, math.inf  # whether a call is under way, and when it must be over (monotonic)
+        self.grace = 0.0  # seconds that the call is given when the run ends
 
-        Passing errors are tried again `retries` times, after 1, 2, 4 … s or as the server says; one that made progress
-        doesn't count. A rate limit makes all workers wait and doesn't count, for RATE_LIMIT_PATIENCE at most.
-        """
-        failures = 0
-        while True:
-            try:
-                return attempt()
-            except Throttled as error:
-                self._hold(error)
-            except Passing as error:
-                failures += not error.progressed
-                if failures > self.retries:
-                    raise
-                usual = min(2 ** max(failures - 1, 0), LONGEST_RETRY_WAIT)
-                delay = usual if error.delay is None else min(error.delay, RATE_LIMIT_PATIENCE)
-                self.log(f"{error}; trying again in {delay:g} s")
-                self.clock.wait(delay, self.stop)
+        def watched(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+            class Connection(pool.ConnectionCls):  # type: ignore[misc, name-defined]
+                def connect(self) -> None:
+                    super().connect()
+                    sockets.add(self.sock)
 
-    def enter(self) -> None:
-        """Wait while the rate limit lasts."""
-        while (pause := self._opens_at - self.clock.seconds()) > 0:
-            self.clock.wait(pause, self.stop)
+            return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
-    def got_through(self) -> None:
-        """A photo arrived: the rate limit's patience starts anew."""
-        self._limited_since = None
+        pools = {"http": watched(HTTPConnectionPool), "https": watched(HTTPSConnectionPool)}
 
-    def count(self, size: int) -> None:
-        """Bytes that were handed to the network."""
-        with self._lock:
-            self.sent += size
+        class Adapter(HTTPAdapter):
+            def init_poolmanager(self, *args: Any, **named: Any) -> None:
+                super().init_poolmanager(*args, **named)
+                self.poolmanager.pool_classes_by_scheme = pools
 
-    def _hold(self, error: Throttled) -> None:
-        with self._lock:
-            now = self.clock.seconds()
-            self._limited_since = now if self._limited_since is None else self._limited_since
-            if now - self._limited_since > RATE_LIMIT_PATIENCE:
-                raise NotActedOn(f"{error}; nothing got through for 15 minutes")
-            self._opens_at = max(self._opens_at, now + min(error.seconds, RATE_LIMIT_PATIENCE))
-        self.log(f"{error}; all wait {error.seconds:g} s as asked")
+            def proxy_manager_for(self, *args: Any, **named: Any) -> Any:
+                manager = super().proxy_manager_for(*args, **named)
+                manager.pool_classes_by_scheme = pools
+                return manager
 
+        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"OAuth {token}"  # ~/.netrc can't replace it
+            return request
 
-def without(secrets: Iterable[str], text: str) -> str:
-    """Text in which no secret stands, neither as it is nor as an address would carry it."""
-    from urllib.parse import quote
+        self.session = requests.Session()
+        self.session.auth = authorize
+        self.session.headers["User-Agent"] = f"mapillary-uploader/{__version__}"
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, Adapter())
 
-    for form in (form for secret in secrets if secret for form in (secret, quote(secret, safe=""))):
-        text = text.replace(form, "[token]")
-    return text
+    def cut(self) -> None:
+        """End the call that is under way: its socket answers that nothing more will come."""
+        for end in list(self.sockets):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(end, socket.SHUT_RDWR)  # not SSLSocket's, which another thread is using
 
 
 class Client:
-    """One connection to Mapillary, kept open. Not to be shared between threads.
+    """Mapillary, for all threads of a call: the connections, the retries, the rate limit, the end.
 
-    The token goes to the two hosts of `service` only: redirects are not followed, and ~/.netrc can't replace it.
+    The token goes to the two hosts of `service` only: redirects are not followed.
     """
 
-    def __init__(self, service: Service, token: str, line: Line) -> None:
-        self.service, self.token, self.line = service, token, line
-        self.secrets = [token]  # what no message may show
-        self._session: requests.Session | None = None
+    def __init__(self, service: Service, token: str, run: Run, settings: Settings) -> None:
+        self.service, self.token, self.run, self.retries = service, token, run, settings.retries
+        self.clock, self.secrets = run.clock, [token]  # what no message may show
+        self.ended = threading.Event()  # no call begins, no byte goes out any more
+        self.senders = ThreadPoolExecutor(settings.workers)  # each keeps its connection
+        self.others = ThreadPoolExecutor(10)
+        self.lines: list[Line] = []
+        self._of_thread = threading.local()
+        self._opens_at = 0.0
+        self._limited_since = math.inf  # since when nothing has got through the rate limit
+        self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
-    def me(self) -> tuple[str, str]:
-        """Id and username of the token's account. May be repeated."""
-        data = self.get("/me", fields="id,username")
-        if not as_id(data.get("id")):
-            raise Passing("GET /me: an answer without id")
-        return as_id(data.get("id")), as_text(data.get("username"))
+    def __enter__(self) -> Client:
+        self._watcher.start()
+        return self
 
-    def organization(self, organization_id: str) -> str:
-        """Name of an organization; raise UsageError where there is none of that id. May be repeated."""
+    def __exit__(self, *_: object) -> None:
+        """Nothing stays behind: threads end as soon as their calls do, which are cut."""
+        self.end()
+        self._left.set()
+        self._watcher.join()
+        for line in [line for line in self.lines if line.busy]:
+            line.cut()
+        for threads in (self.senders, self.others):
+            threads.shutdown(wait=not any(line.busy for line in self.lines), cancel_futures=True)
+        for line in self.lines:
+            line.session.close()
+
+    def end(self) -> None:
+        """Let no call begin any more, and cut those that hang; a publish is given a moment."""
+        for line in [*self.lines]:
+            line.ends_at = min(line.ends_at, time.monotonic() + line.grace)
+        self.ended.set()
+
+    def _watch(self) -> None:
+        """Cut each call that is over its time: the time limits of sockets are only between two bytes."""
+        while not self._left.wait(TICK):
+            if self.run.stop.is_set() and not self.ended.is_set():
+                self.end()
+            for line in [line for line in self.lines if line.busy and line.ends_at < time.monotonic()]:
+                line.cut()
+
+    def upload(self, key: str, size: int, body: Callable[[int], Iterator[bytes]], known: bool) -> tuple[str, bool]:
+        """Send an upload session, whose bytes from an offset on are `body`; its file handle, and whether any were sent.
+
+        After a failure, and first if `known` (it was begun before), the server is asked how much it has, and sent the
+        rest. Safe to repeat: the key is made from the bytes. Where more has arrived, the count of failures starts anew.
+        Raise AlreadyThere where the session is complete although it was never begun here.
+        """
+        failures = reached = 0
+        ask, sent, foreign = known, False, False
+        while True:
+            try:
+                offset = self._offset(key) if ask else 0
+                failures, reached = (0, offset) if offset > reached else (failures, reached)
+                if offset > size:
+                    raise ServiceError(
+                        f"Mapillary says it holds {offset:,} bytes of it, more than the {size:,} there are"
+                    )
+                if offset == size and foreign:
+                    raise AlreadyThere("Mapillary has it already, and this folder's resume file doesn't know of it")
+                sent, foreign = sent or offset < size, False
+                handle = self._send(key, offset, body(offset), size)
+                self._limited_since = math.inf
+                return handle, sent
+            except TokenRefused:
+                self.end()
+                raise
+            except Passing as error:
+                first = error.status == 412 and not ask
+                foreign |= first
+                failures = self._wait(error, failures + (not first))
+                ask = True
+
+    def finish(self, manifest_handle: str, organization_id: str | None) -> str:
+        """Publish a manifest, over a fresh connection; its cluster id. **Called once**, but after a rate limit.
+
+        Raise an error `without_effect`, or Stopped, where it was certainly not published; else nobody knows.
+        """
+        content = {"file_handle": manifest_handle, "file_type": "mly_bundle_manifest"}
+        if organization_id is not None:
+            content["organization_id"] = organization_id
+
+        def call() -> dict[str, Any]:
+            line = Line(self.token)
+            line.grace = 2.0
+            self.lines.append(line)
+            try:
+                return self._call("POST", f"{self.service.graph}/finish_upload", line, json=content)
+            except Passing as error:
+                if error.without_effect:
+                    raise
+                raise ServiceError(str(error)) from error
+            finally:
+                self.lines.remove(line)
+                line.session.close()
+
+        data = self.persist(call)
+        cluster_id = as_id(data.get("cluster_id"))
+        if not re.fullmatch("[1-9][0-9]*", cluster_id) or data.get("success") is False:
+            raise ServiceError("POST /finish_upload: an answer without cluster id")
+        return cluster_id
+
+    def get(self, path: str, **parameters: str) -> dict[str, Any]:
+        """GET of the Graph API; `path` may be a whole address of it."""
+        url = path if path.startswith("http") else self.service.graph + path
+        return self._attended(partial(self.persist, partial(self._call, "GET", url, params=parameters)))
+
+    def search(self, url: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """GET of one page of a search, its `data` a list; where that is too much for Mapillary, with half the limit."""
+
+        def ask() -> dict[str, Any]:
+            given = re.search(r"[?&]limit=(\d+)", url)
+            limit, address = int(given[1] if given else query.get("limit", 2000)), url
+            while True:
+                try:
+                    data = self._call("GET", address, params=query and {**query, "limit": str(limit)})
+                except Passing as error:
+                    if error.status < 500 or limit <= 100 or isinstance(error, Throttled):
+                        raise
+                    limit = max(100, limit // 2)
+                    address = re.sub(r"(?<=[?&]limit=)\d+", str(limit), url)
+                else:
+                    if not isinstance(data.get("data"), list):
+                        raise ServiceError("GET /images: an answer without data")
+                    return data
+
+        return self._attended(partial(self.persist, ask))
+
+    def post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """POST of JSON to the Graph API, once."""
+        return self._attended(partial(self._call, "POST", self.service.graph + path, json=content))
+
+    def _attended(self, call: Callable[[], T]) -> T:
+        """Have another thread make a call, so that this one can leave it when it is told to stop."""
+        future = self.others.submit(call)
+        while not wait([future], TICK).done:
+            self.run.check()
         try:
-            data = self.get(f"/{organization_id}", fields="slug,description,name")
-        except Refused as error:
-            hint = "Look up its id on mapillary.com"
-            raise UsageError(f"no organization {organization_id}: {error}", hint) from error
-        return as_text(data.get("name")) or as_text(data.get("slug")) or organization_id
+            return future.result()
+        except Stopped:
+            self.run.check()
+            raise
 
-    def offset(self, key: str) -> int:
-        """How many bytes of an upload session have arrived. May be repeated."""
+    def persist(self, call: Callable[[], T]) -> T:
+        """Call until it works: only for what may be done twice, or fails without effect."""
+        failures = 0
+        while True:
+            try:
+                result = call()
+                self._limited_since = math.inf
+                return result
+            except Passing as error:
+                failures = self._wait(error, failures + 1)
+
+    def _wait(self, error: Passing, failures: int) -> int:
+        """Wait before another try, 1, 2, 4 … s or as the server says; raise the error where there were too many.
+
+        A rate limit makes all threads wait, and counts as no failure. Give the failures.
+        """
+        usual = min(2 ** max(failures - 1, 0), LONGEST_RETRY_WAIT)
+        delay = usual if error.delay is None else error.delay
+        if isinstance(error, Throttled):
+            now = self.clock.seconds()
+            since = self._limited_since = min(now, self._limited_since)
+            failures, delay = max(0, failures - 1), min(delay, since + LONGEST_RATE_LIMIT - now)
+            if delay <= 0:
+                raise error
+            self._opens_at = max(self._opens_at, now + delay)
+        elif failures > self.retries:
+            raise error
+        delay = min(delay, LONGEST_RATE_LIMIT)
+        self.run.message("debug", f"{error}; trying again in {delay:g} s")
+        self.pause(delay)
+        return failures
+
+    def pause(self, seconds: float) -> None:
+        """Wait; raise Stopped where the run ends meanwhile."""
+        self.clock.wait(seconds, self.ended.is_set)
+        if self.ended.is_set():
+            raise Stopped("stopped")
+
+    def _offset(self, key: str) -> int:
         offset = self._call("GET", f"{self.service.uploads}/{key}").get("offset")
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise Passing(f"GET {key}: an answer without offset")
         return offset
 
-    def send(self, key: str, offset: int, body: Iterator[bytes], size: int) -> str:
-        """Send an upload session's bytes from `offset` on; its file handle. After a failure, ask for the offset."""
-        data = self._call(
-            "POST",
-            f"{self.service.uploads}/{key}",
-            headers={"Offset": str(offset), "X-Entity-Name": key},
-            data=self._counted(body),
-            seconds=ANSWER_SECONDS + size / SLOWEST_BYTES_A_SECOND,
-        )
-        if not isinstance(data.get("h"), str) or not data["h"]:
+    def _send(self, key: str, offset: int, body: Iterator[bytes], size: int) -> str:
+        line = self._line()
+        seconds = ANSWER_SECONDS + size / SLOWEST_BYTES_A_SECOND
+
+        def pieces() -> Iterator[bytes]:
+            line.ends_at = math.inf  # a slow line may take its time, as long as it goes on
+            for block in body:
+                # Small ones: requests gives each CONNECT_SECONDS, so a server that reads 1 kB/s is not cut off
+                for at in range(0, len(block), PIECE):
+                    if self.ended.is_set():
+                        raise Stopped("stopped")
+                    yield block[at : at + PIECE]
+            line.ends_at = time.monotonic() + seconds
+
+        headers = {"Offset": str(offset), "X-Entity-Name": key}
+        url = f"{self.service.uploads}/{key}"
+        handle = self._call("POST", url, line, seconds, headers=headers, data=pieces()).get("h")
+        if not isinstance(handle, str) or not handle:
             raise Passing(f"POST {key}: an answer without file handle")
-        return str(data["h"])
+        return handle
 
-    def finish(self, manifest_handle: str, organization_id: str | None) -> str:
-        """Publish a manifest, over a fresh connection; its cluster id. **Must not be repeated** but after NotActedOn.
+    def _line(self) -> Line:
+        """This thread's own: a session of requests is not made to be shared."""
+        if not hasattr(self._of_thread, "line"):
+            self._of_thread.line = Line(self.token)
+            self.lines.append(self._of_thread.line)
+        return self._of_thread.line  # type: ignore[no-any-return]
 
-        Raise NotActedOn, Refused or SignInError where it was certainly not published, Unconfirmed where nobody knows.
-        """
-        content = {"file_handle": manifest_handle, "file_type": "mly_bundle_manifest"}
-        if organization_id is not None:
-            content["organization_id"] = organization_id
-        self.close()
-        try:
-            data = self.post("/finish_upload", content)
-        except NotActedOn:
-            raise
-        except Passing as error:
-            if error.status == 503 and error.delay is not None:
-                raise NotActedOn(str(error), error.delay) from error
-            if 400 <= error.status < 500:
-                raise Refused(str(error)) from error
-            raise Unconfirmed(str(error)) from error
-        if not as_id(data.get("cluster_id")):
-            raise Unconfirmed("POST /finish_upload: an answer without cluster id")
-        return as_id(data.get("cluster_id"))
-
-    def get(self, path: str, **parameters: str) -> dict[str, Any]:
-        """GET of the Graph API; `path` may be a whole address of it (paging.next)."""
-        return self._call("GET", path if path.startswith("http") else self.service.graph + path, params=parameters)
-
-    def post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """POST of JSON to the Graph API."""
-        return self._call("POST", self.service.graph + path, json=content)
-
-    def close(self) -> None:
-        """Give up the connection; the next call opens a new one."""
-        if self._session:
-            self._session.close()
-        self._session = None
-
-    def _call(self, method: str, url: str, seconds: float = 0, **content: Any) -> dict[str, Any]:
+    def _call(
+        self, method: str, url: str, line: Line | None = None, seconds: float = 0, **content: Any
+    ) -> dict[str, Any]:
         import requests
 
-        self.line.enter()
-        self._session = self._session or new_session(self.token)
+        while (left := self._opens_at - self.clock.seconds()) > 0 or self.ended.is_set():
+            self.pause(left)
         name = f"{method} {url.partition('?')[0].removeprefix(self.service.graph).removeprefix(self.service.uploads)}"
-        started = self.line.clock.seconds()
+        line, seconds = line or self._line(), seconds or ANSWER_SECONDS
+        started = time.monotonic()
+        line.busy, line.ends_at = True, started + CONNECT_SECONDS + seconds
         try:
-            answer = self._session.request(
-                method, url, timeout=(CONNECT_SECONDS, seconds or ANSWER_SECONDS), allow_redirects=False, **content
+            answer = line.session.request(
+                method, url, timeout=(CONNECT_SECONDS, seconds), allow_redirects=False, **content
             )
-        except (requests.RequestException, OSError) as error:
-            self.close()
-            raise broken(name, error) from error
-        took = 1000 * (self.line.clock.seconds() - started)
+        except (requests.RequestException, OSError, ValueError) as error:  # ValueError: an address that can't be read
+            raise_broken(name, error)
+        finally:
+            line.busy = False
         message = server_message(answer, self.secrets)
-        self.line.log(f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
+        took = 1000 * (time.monotonic() - started)
+        self.run.message("debug", f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
         return judge_answer(name, answer, message)
 
-    def _counted(self, body: Iterator[bytes]) -> Iterator[bytes]:
-        for block in body:
-            # Small pieces: requests gives each CONNECT_SECONDS, so a server that reads 1 kB/s is not cut off
-            for at in range(0, len(block), PIECE):
-                if self.line.stop.is_set():
-                    raise Stopped()
-                yield block[at : at + PIECE]
-                self.line.count(min(PIECE, len(block) - at))
 
-
-def new_session(token: str) -> requests.Session:
-    """A requests session that authorizes itself; proxies and REQUESTS_CA_BUNDLE as requests does."""
-    import requests
-
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"OAuth {token}"
-        return request
-
-    session = requests.Session()
-    session.auth = authorize
-    session.headers["User-Agent"] = f"mapillary-uploader/{__version__}"
-    return session
-
-
-def broken(name: str, error: Exception) -> Passing:
-    """What a failed call means: NotActedOn where the connection didn't come about, else nobody knows."""
+def raise_broken(name: str, error: Exception) -> NoReturn:
+    """Raise what a failed call means: without effect where the connection didn't come about, else nobody knows."""
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
     reason = getattr(reason, "original_error", reason)  # what a proxy error stands for: it may be an answer lost
-    text, said = type(reason or error).__name__, str(error)
-    never_left = any(words in said for words in ("CERTIFICATE_VERIFY_FAILED", "Tunnel connection failed"))
+    text, words = type(reason or error).__name__, str(error)
+    never_left = any(sign in words for sign in ("CERTIFICATE_VERIFY_FAILED", "Tunnel connection failed"))
     if isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or never_left:
-        return NotActedOn(f"{name}: no connection ({text})")
-    return Passing(f"{name}: the connection was lost ({text})")
+        raise noted(Passing(f"{name}: no connection ({text})"), without_effect=True) from error
+    raise Passing(f"{name}: the connection was lost ({text})") from error
+
+
+def noted(error: ServiceError, **facts: Any) -> Any:
+    """The error with what else is known of it."""
+    vars(error).update(facts)
+    return error
 
 
 def json_of(answer: requests.Response) -> dict[str, Any]:
@@ -1712,42 +2446,49 @@ def json_of(answer: requests.Response) -> dict[str, Any]:
 
 def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
     """What the server says of a failure, without secrets: error.message, debug_info.message, or a text's start."""
+    from urllib.parse import quote
+
     if answer.ok:
         return ""
-    data = json_of(answer)
+    data, text = json_of(answer), ""
     for key in ("error", "debug_info"):
-        if isinstance(data.get(key), dict) and (text := data[key].get("error_user_msg") or data[key].get("message")):
-            return shown(without(secrets, str(text)))[:300]
-    return shown(" ".join(re.sub("<[^>]*>", " ", without(secrets, answer.text)[:2000]).split()))[:100]
+        if isinstance(data.get(key), dict):
+            text = text or str(data[key].get("error_user_msg") or data[key].get("message") or "")
+    size, text = (300, text) if text else (100, answer.text)
+    for form in (form for secret in secrets if secret for form in (secret, quote(secret, safe=""))):
+        text = re.sub(re.escape(form), "[token]", text, flags=re.IGNORECASE)  # before it is cut anywhere
+    text = text if size == 300 else " ".join(re.sub("<[^>]*>", " ", text[:4000]).split())
+    return shown(text)[:size]
 
 
 def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str, Any]:
-    """The data of a good answer; else raise what mapillary-api.md's table of errors says it means."""
+    """The data of a good answer; else raise what its status and its JSON say: passing, a rate limit, or a final no."""
     status, data = answer.status_code, json_of(answer)
     if 200 <= status < 300:
         return data
-    info = data.get("debug_info") if isinstance(data.get("debug_info"), dict) else {}
-    kind, retriable = (info or {}).get("type"), (info or {}).get("retriable") is True
+    graph = data["error"] if isinstance(data.get("error"), dict) else {}
+    info = data["debug_info"] if isinstance(data.get("debug_info"), dict) else {}
     text = f"{name}: HTTP {status}{message and ', ' + message}"
-    asked = retry_after(answer.headers.get("Retry-After", ""))
-    if status in (401, 403) or (status == 400 and kind == "NotAuthorizedError"):
-        hint = "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
-        raise SignInError(f"Mapillary refuses the token ({text})", hint)
-    if status == 429 or (400 <= status < 500 and kind == "RequestRateLimitedError"):
+    facts = {"status": status, "without_effect": bool(graph) and 400 <= status < 500 and status not in UNCLEAR}
+    asked = retry_after(answer)
+    if status == 429 or graph.get("code") in REQUEST_LIMITS or info.get("type") == "RequestRateLimitedError":
         backoff = finite(data.get("backoff"))
-        seconds = asked if backoff is None else backoff / 1000
-        raise Throttled(text, RATE_LIMIT_SECONDS if seconds is None else seconds)
-    if 400 <= status < 500 and status != 412 and not retriable:
-        raise Refused(text)
-    error = Passing(text, 0 if status == 412 else asked)
-    error.status = status
-    raise error
+        seconds = asked if backoff is None else max(0.0, backoff / 1000)
+        raise noted(Throttled(text), status=status, delay=seconds or RATE_LIMIT_SECONDS)
+    transient = graph.get("is_transient") is True or info.get("retriable") is True
+    if status >= 500 or status in (408, 412, 421, 425) or (transient and status >= 400):
+        raise noted(Passing(text), **facts, delay=0 if status == 412 else asked)
+    if status in (401, 403) or info.get("type") == "NotAuthorizedError":
+        hint = "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
+        raise noted(TokenRefused(f"Mapillary refuses the token ({text})", hint), **facts)
+    raise noted(Refused(text), **facts)
 
 
-def retry_after(value: str) -> float | None:
+def retry_after(answer: requests.Response) -> float | None:
     """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it says nothing."""
     from email.utils import parsedate_to_datetime
 
+    value = answer.headers.get("Retry-After", "")
     seconds = finite(value)
     if seconds is None and value:
         with contextlib.suppress(ValueError, TypeError):
@@ -1764,516 +2505,431 @@ def as_id(value: object) -> str:
 # Upload and publish
 # ----------------------------------------------------------------------------------------------------------------------
 
-
-class Transfer:
-    """One upload session: sends until the file handle is there; goes on from the server's offset after a failure.
-
-    Safe to repeat: the session key is made from the bytes, so the same bytes always continue the same session.
-    """
-
-    def __init__(self, client: Client, key: str, size: int, body: Callable[[int], Iterator[bytes]]) -> None:
-        self.client, self.key, self.size, self.body = client, key, size, body
-        self.found = 0  # the offset that the first question found
-        self.sent = False  # whether any byte had to be sent
-        self._offset: int | None = 0
-        self._reached = 0
-
-    def run(self, ask: bool) -> str:
-        """The file handle. `ask`: the server may hold a part already, so ask for the offset first."""
-        self._offset = None if ask else 0
-        return self.client.line.persist(self._attempt)
-
-    def _attempt(self) -> str:
-        progressed, asked = False, self._offset is None
-        try:
-            if self._offset is None:
-                self._offset = self.client.offset(self.key)
-                progressed = self._offset > self._reached
-                self.found = self.found or self._offset
-                self._reached = max(self._reached, self._offset)
-            start, self._offset = self._offset, None  # whatever comes now, the next attempt asks
-            if start > self.size:
-                held = f"{start:,} bytes of it, more than the {self.size:,} there are"
-                raise ServiceError(f"Mapillary says it holds {held}")
-            self.sent = self.sent or start < self.size
-            return self.client.send(self.key, start, self.body(start), self.size)
-        except Passing as error:
-            error.progressed = progressed or (error.status == 412 and not asked)  # no failure: it holds a part already
-            raise
+UNCONFIRMED = (
+    "Each run looks whether its photos have appeared, and never publishes it again by itself. If they aren't there "
+)
+UNCONFIRMED += "after some days, --republish {} does; a second copy on Mapillary is then possible"
+REFUSED = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use")
 
 
-def session_of(blocks: Iterable[bytes], suffix: str = "jpg") -> tuple[str, int]:
-    """Session key and size of these bytes: the same ones always continue the same session."""
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    for block in blocks:
-        digest.update(block)
-        size += len(block)
-    return f"mly_tools_{digest.hexdigest()}.{suffix}", size
+def as_checked(tour: Tour, account: Account, service: Service) -> Resume:
+    """The resume file, if it and the photos are as they were when the folder was checked; raise UploaderError."""
 
+    def facts(resume: Resume | None) -> bytes:
+        return re.sub(rb'"image_id": [^}]*', b"", resume.read_from) if resume else b""
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A photo that arrived; `found`: how much of it the server held before."""
-
-    entry: Entry
-    found: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendPhoto:
-    """Hash a photo as it is to be sent, and send it. `known`: its entry of an earlier run."""
-
-    folder: Path
-    planned: Planned
-    known: Entry | None
-    ask: bool
-
-    def __call__(self, connections: Connections) -> Sent:
-        photo = self.planned.photo
-        with open_photo(place(self.folder, photo.file)) as stream:
-            key, size = session_of(self.blocks(stream))
-            with connections.one() as client:
-                transfer = Transfer(client, key, size, partial(self.blocks, stream))
-                handle = transfer.run(self.ask or (self.known is not None and self.known.session_key == key))
-                uploaded_at = iso(client.line.clock.now())
-            check_unchanged(stream, photo)
-        if self.known and self.known.session_key == key and not transfer.sent:
-            uploaded_at = self.known.uploaded_at
-        return Sent(entry_of(self.planned, key, handle, uploaded_at), transfer.found)
-
-    def blocks(self, stream: BinaryIO, offset: int = 0) -> Iterator[bytes]:
-        """The photo as it is sent, from `offset` on; raise PhotoChanged before a byte that isn't what was checked.
-
-        Under its session key Mapillary would keep that byte for ever, and the photo could never be sent again.
-        """
-        check_unchanged(stream, self.planned.photo)
-        for block in tagged_blocks(stream, self.planned.photo.size, tagged(self.planned), offset):
-            check_unchanged(stream, self.planned.photo)
-            yield block
-
-
-@dataclass(frozen=True, slots=True)
-class SendManifest:
-    """Send the list of a sequence's file handles."""
-
-    uuid: str
-    handles: tuple[str, ...]
-
-    def __call__(self, connections: Connections) -> str:
-        content = {"version": "1", "upload_type": "images", "image_handles": self.handles}
-        body = json.dumps(content).encode()
-        key, size = session_of([body], "json")
-        with connections.one() as client:
-            return Transfer(client, key, size, lambda at: iter((body[at:],))).run(ask=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Publish a sequence, at once: it waits for no connection. The intent must be in the resume file before."""
-
-    uuid: str
-    manifest_handle: str
-    organization_id: str | None
-
-    def __call__(self, connections: Connections) -> str:
-        with contextlib.closing(connections.new()) as client:
-            return client.line.persist(partial(client.finish, self.manifest_handle, self.organization_id))
-
-
-Job = SendPhoto | SendManifest | Finish
-
-
-class Connections:
-    """A run's connections: jobs take one only while they talk to Mapillary. Publishing has one of its own (`new`)."""
-
-    def __init__(self, count: int, new: Callable[[], Client]) -> None:
-        self.new = new
-        self._idle: queue.SimpleQueue[Client] = queue.SimpleQueue()
-        for _ in range(count):
-            self._idle.put(new())
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[Client]:
-        """Wait for an idle connection, and keep it for the while of a `with`."""
-        client = self._idle.get()
-        try:
-            yield client
-        except Exception as error:
-            if not isinstance(error, (SignInError, Stopped)):  # these end the run: nobody else may begin a call
-                self._idle.put(client)
-            raise
-        self._idle.put(client)
-
-
-class Crew:
-    """Worker threads. Jobs go in, (job, result or exception) comes out.
-
-    There is one worker more than connections: it hashes the next photo while all of them are busy. A publish has a
-    worker of its own, so that no photo waits for it, nor it for a photo.
-    """
-
-    def __init__(self, count: int, new_client: Callable[[], Client]) -> None:
-        self.busy, self._publishing, self._uploaders = 0, 0, count + 1
-        self._connections = Connections(count, new_client)
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
-        self._threads = 0
-
-    @property
-    def has_room(self) -> bool:
-        """Whether an upload may start."""
-        return self.busy - self._publishing < self._uploaders
-
-    def start(self, job: Job) -> None:
-        """Give a job to a worker, at once."""
-        self.busy += 1
-        self._publishing += isinstance(job, Finish)
-        if self._threads < self.busy:
-            self._threads += 1
-            threading.Thread(target=self._work, daemon=True).start()  # daemon: a hung server can't keep the process
-        self._jobs.put(job)
-
-    def next(self, seconds: float) -> tuple[Job, Any] | None:
-        """The next finished job, None where none is within so many seconds."""
-        try:
-            item = self._done.get(timeout=seconds) if seconds > 0 else self._done.get_nowait()
-        except queue.Empty:
-            return None
-        self.busy -= 1
-        self._publishing -= isinstance(item[0], Finish)
-        return item
-
-    def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                result: Any = job(self._connections)
-            except BaseException as error:  # every error of a worker reaches the main thread
-                result = error
-            self._done.put((job, result))
+    fresh = load_resume(tour.folder)
+    if facts(fresh) != facts(tour.resume):
+        raise UploaderError(f"another run has worked on {shown(tour.folder)} since it was checked", "Check it again")
+    if fresh and tour.resume and fresh.read_from != tour.resume.read_from:
+        for uuid, sequence in tour.resume.sequences.items():
+            for photo, now in zip(sequence.photos, fresh.sequences[uuid].photos):
+                photo.image_id = now.image_id
+    for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
+        with contextlib.suppress(Rejection):
+            status = status_of(place(tour.folder, photo.file))
+            if (status.st_size, status.st_mtime_ns) == (photo.size, photo.mtime_ns):
+                continue
+        raise UploaderError(
+            f"{shown(photo.file)} was changed or removed since it was checked", "Check the folder again"
+        )
+    resume = tour.resume or Resume(tour.folder)
+    resume.adopt_owner(account, service, account.organization_id)
+    return resume
 
 
 class Uploading:
-    """Steps 3 and 4. Decides everything and keeps the books in one thread; the crew does the waiting."""
+    """Steps 3 and 4. The calling thread decides and keeps the books; the others hash, and talk to Mapillary.
 
-    def __init__(self, shell: Shell, resume: Resume, report: Report, parts: Sequence[Part]) -> None:
-        self.shell, self.resume, self.report = shell, resume, report
-        self.parts = {part.uuid: part for part in parts}
-        self.todo: deque[Job] = deque()
-        self.missing: dict[str, set[str]] = {}  # per sequence, the photos that haven't arrived
-        self.stalled: list[Job] = []  # what failed since something last got through
-        self.waited = 0.0
-        self.probes = 0 if resume.closed else 2 * shell.options.workers  # photos to ask for first, still
-        self.crew = Crew(shell.options.workers, partial(Client, shell.service, shell.account().token, shell.line))
-        self.saved_at, self.save_cost = shell.clock.seconds(), 0.0
+    A round does what is left to do, until it is done or nothing gets through. What has failed in a passing way is tried
+    again in the next round, at once where something got through meanwhile, else after a wait, for --patience minutes.
+    """
+
+    def __init__(self, client: Client, result: Result) -> None:
+        self.client, self.result, self.settings, self.run = client, result, result.settings, client.run
+        self.resume = result.resume or Resume(result.folder)
+        self.todo: deque[Photo] = deque()  # to hash
+        self.ready: deque[tuple[Photo, str, int] | Sequence] = deque()  # to send: photos with key and size; manifests
+        self.to_publish: deque[Sequence] = deque()
+        self.running: dict[Future[Any], Callable[[Future[Any]], None]] = {}  # what is under way, and what comes then
+        self.sending = self.hashing = self.publishing = 0
+        self.sequences: dict[str, Sequence] = {}
+        self.missing: Counter[str] = Counter()  # per sequence, how many photos haven't arrived
+        self.failed: list[tuple[Photo | Sequence, UploaderError]] = []  # of this round, in a passing way
+        self.refused: set[Photo] = set()  # once; a second time is believed
+        self.in_row, self.got_through = 0, False  # failures since something got through; whether any did, in this round
+        self.known = self.resume.keys()
+        self.was_closed = self.resume.closed
+        self.arrived = self.arrived_bytes = self.expected = self.expected_bytes = 0
+        self.started = self.saved_at = client.clock.seconds()
+        self.save_cost = 0.0
 
     def work(self) -> None:
-        """Upload and publish all parts; raise SignInError, Stopped or a failure to save. The resume file is saved."""
-        known = open_sequences(self.resume, self.parts.values())
-        for part in self.parts.values():
-            self.enlist(part, known)
-        if not self.todo and not self.report.again:
-            if self.resume.changed:
-                self.save()
-            return
-        self.resume.closed = False
-        self.save()
-        try:
-            for uuid in self.report.again:
-                self.publish(uuid, str(self.resume.sequences[uuid].manifest_handle))
-            self.loop()
-        except BaseException:
-            self.wind_up()
-            raise
-        self.resume.closed = True
-        self.save()
+        """Upload and publish all that is planned; raise what ends the run. The resume file is saved in any case."""
+        self.bring_in_line()
+        for sequence in self.sequences.values():
+            self.enlist(sequence)
+        if self.todo or self.ready or self.to_publish:
+            self.resume.closed, self.resume.written, self.result.sent = False, {}, True
+            self.save()
+            try:
+                self.rounds()
+            finally:
+                self.wind_up()
 
-    def enlist(self, part: Part, known: Mapping[str, Entry]) -> None:
-        """Queue what is left to do of a part."""
-        entries = self.resume.sequences[part.uuid].photos
-        self.missing[part.uuid] = set()
-        for planned in part.photos:
-            file = planned.photo.file
-            entry = entries.get(file)
-            if entry and entry.usable(self.shell.clock.now()):
-                self.report.photo_state(file, "uploaded")
-                continue
-            self.missing[part.uuid].add(file)
-            self.todo.append(SendPhoto(self.report.folder, planned, known.get(file), False))
-        self.shell.console.expect(part, self.missing[part.uuid])
-        self.publish_if_complete(part.uuid)
+    def bring_in_line(self) -> None:
+        """Bring the resume file's unpublished sequences in line with the plan; no session key is forgotten."""
+        here = {mark for photo in self.result.photos for mark in (photo.file, photo.picture)} - {""}
+        for uuid, record in [(uuid, s) for uuid, s in self.resume.sequences.items() if not s.settled]:
+            gone = [photo.file for photo in record.photos if here.isdisjoint((photo.file, photo.picture))]
+            names = f"{count_of(gone, 'uploaded photo')} gone from the folder, {shown(min(gone, default=''))} first"
+            text = f"sequence {uuid}: {names}"
+            if len(gone) == len(record.photos):
+                error = UploaderError(f"{text}; nothing is left of it, it is dropped", "Put them back to publish them")
+                note_error(self.result, self.run, error)
+            elif gone:
+                self.run.message("warning", f"{text}; the rest goes on without")
+            del self.resume.sequences[uuid]
+            self.resume.changed = True
+        for sequence in self.result.planned:
+            self.resume.sequences[sequence.uuid] = sequence
+            if not sequence.problems:
+                self.sequences[sequence.uuid] = sequence
+        self.resume.earlier_keys = self.known - {
+            p.session_key for s in self.resume.sequences.values() for p in s.photos
+        }
+        now = self.client.clock.now()
+        self.result.already = sum(1 for p in self.result.photos if p.state == "published" or p.usable(now))
 
-    def loop(self) -> None:
-        """Keep the crew at work until nothing is left, or the outage outlasts the patience."""
-        while self.todo or self.crew.busy or self.outage:
-            while self.todo and self.crew.has_room and not self.outage:
-                job = self.todo.popleft()
-                if isinstance(job, SendPhoto) and self.probes > 0:  # the server may hold parts: ask until it has none
-                    job = replace(job, ask=True)
-                self.crew.start(job)
-            if not self.crew.busy:
-                self.sit_out()
-            elif item := self.crew.next(self.shell.console.tick):
-                self.settle(*item)
-            self.shell.console.progress(self.shell.line.sent)
-            if self.shell.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
-                self.save()
-
-    def settle(self, job: Job, result: Any) -> None:
-        """Take a job's result into the books."""
-        if isinstance(job, Finish):
-            self.finished(job, result)
-        elif isinstance(result, (SignInError, Stopped)) or not isinstance(result, (Sent, str, UploaderError)):
-            raise result
-        elif isinstance(result, UploaderError):
-            self.failed(job, result)
+    def enlist(self, sequence: Sequence) -> None:
+        """Queue what is left to do of a sequence."""
+        now = self.client.clock.now()
+        for photo in sequence.photos:
+            if not photo.usable(now):
+                self.missing[sequence.uuid] += 1
+                self.todo.append(photo)
+                self.expected += 1
+                self.expected_bytes += photo.size
+        if sequence.state == "unconfirmed":
+            how = "uploaded anew" if self.missing[sequence.uuid] else "published again"
+            self.run.message("warning", f"sequence {sequence.uuid} is {how}: a second copy on Mapillary is possible")
+        if self.missing[sequence.uuid]:
+            sequence.manifest_handle = (
+                None  # it lists other handles; this run may be broken off before there is another
+            )
+        if sequence.state == "unconfirmed" and sequence.manifest_handle:
+            self.to_publish.append(sequence)
         else:
-            if self.outage:  # of which others have seen the end only
-                self.put_back()
-            self.stalled, self.waited = [], 0.0
-            self.shell.line.got_through()
-            self.arrived(job, result)
+            self.send_if_complete(sequence)
 
-    def arrived(self, job: Job, result: Sent | str) -> None:
-        """A photo or a manifest is there."""
-        if isinstance(job, SendManifest):
-            self.publish(job.uuid, str(result))
-        elif isinstance(job, SendPhoto) and isinstance(result, Sent):
-            uuid, file = job.planned.uuid, job.planned.photo.file
-            self.probes = 2 * self.shell.options.workers if result.found and self.probes else max(0, self.probes - 1)
-            self.resume.note(uuid, file, result.entry)
-            self.report.photo_state(file, "uploaded")
-            self.shell.console.arrived(job.planned)
-            self.missing[uuid].discard(file)
-            self.publish_if_complete(uuid)
+    def send_if_complete(self, sequence: Sequence) -> None:
+        """Queue the manifest of a sequence once all its photos have arrived; it goes before other photos."""
+        if not self.missing[sequence.uuid] and sequence.photos:
+            self.ready.appendleft(sequence)
 
-    def failed(self, job: Job, error: UploaderError) -> None:
-        """A photo or a manifest didn't get there; where every worker fails in turn, the line is down."""
-        if isinstance(job, SendPhoto) and isinstance(error, Refused) and self.shell.options.skip_invalid:
-            problem = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use", str(error))
-            uuid, file = job.planned.uuid, job.planned.photo.file
-            self.report.verdicts[file] = self.report.verdicts[file].rejected(problem)
-            self.shell.console.error(f"{shown(file)}: {problem}")
-            self.resume.drop(uuid, file)  # an older handle must not be published
-            self.missing[uuid].discard(file)
-            self.publish_if_complete(uuid)
-            return
-        if isinstance(job, SendPhoto):
-            self.report.failures[job.planned.photo.file] = str(error)
-        what = shown(job.planned.photo.file) if isinstance(job, SendPhoto) else f"the manifest of sequence {job.uuid}"
-        self.shell.console.error(f"{what}: {error}")
-        if isinstance(error, Passing):
-            self.stalled.append(job)
+    def rounds(self) -> None:
+        """Do all there is to do, or until nothing has got through for --patience minutes of waiting."""
+        waited, patience = 0.0, 60 * self.settings.patience
+        while True:
+            self.round(1 if waited else max(2, self.settings.workers))
+            if not (self.failed or self.todo or self.ready or self.to_publish):
+                return
+            waited = 0.0 if self.got_through else waited
+            if not self.got_through and waited >= patience:
+                break
+            for job, _ in self.failed:
+                if isinstance(job, Photo):
+                    self.todo.append(job)
+                else:
+                    self.ready.append(job)
+            if not self.got_through:
+                waited += self.wait_out(waited, patience)
+            self.failed = []
+        for job, error in self.failed:
+            if isinstance(job, Photo):
+                job.failure = str(error)
+        text = f"nothing gets through to Mapillary; given up after {waited / 60:.0f} min"
+        note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
 
-    @property
-    def outage(self) -> bool:
-        """Whether nothing gets through: every worker failed in turn, or all that is left. One may be a bad photo."""
-        last = not (self.todo or self.crew.busy)
-        sure = self.waited or (last and any(isinstance(job, SendManifest) for job in self.stalled))
-        return len(self.stalled) >= (1 if sure else 2 if last else max(2, self.shell.options.workers))
-
-    def sit_out(self) -> None:
-        """Wait for the line to come back, then start again with what is left; give up when the patience is used up."""
-        patience = 60 * self.shell.options.patience
-        if self.waited >= patience:
-            text = f"nothing gets through to Mapillary; given up after {self.waited / 60:.0f} min"
-            self.report.error(UploaderError(text, "Run again to go on"))
-            self.todo.clear()
-            self.stalled = []
-            return
-        pause = min(patience - self.waited, max(FIRST_OUTAGE_WAIT, min(self.waited, LONGEST_OUTAGE_WAIT)))
-        self.shell.console.warn(f"nothing gets through to Mapillary; trying again in {pause:.0f} s")
-        self.put_back()
+    def wait_out(self, waited: float, patience: float) -> float:
+        """Wait in an outage that has lasted so many seconds, which is said once; the seconds."""
+        seconds = min(patience - waited, max(FIRST_OUTAGE_WAIT, min(waited, LONGEST_OUTAGE_WAIT)))
+        why = self.failed[-1][1] if self.failed else ""
+        text = f"nothing gets through to Mapillary ({why}); trying again for up to {patience / 60:g} min"
+        self.run.message("debug" if waited else "warning", text)
         self.save()
-        self.shell.clock.wait(pause, self.shell.line.stop)
-        self.waited += pause
+        self.client.clock.wait(seconds, self.run.stop.is_set)
+        self.run.check()
+        return seconds
 
-    def put_back(self) -> None:
-        """Try again, after all others, what failed because of an outage."""
-        for job in self.stalled:
-            if isinstance(job, SendPhoto):
-                self.report.photo_state(job.planned.photo.file, "ready")
-        self.todo.extend(self.stalled)
-        self.stalled = []
+    def round(self, enough: int) -> None:
+        """Keep the threads at work until all is done, or `enough` jobs have failed in a row."""
+        self.in_row, self.got_through = 0, False
+        while True:
+            if self.in_row < enough:
+                self.fill()
+            if not self.running:
+                return
+            for future in wait(self.running, TICK, FIRST_COMPLETED).done:
+                self.running.pop(future)(future)
+            self.run.check()
+            self.show_progress()
+            if self.client.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
+                self.save()
 
-    def publish_if_complete(self, uuid: str) -> None:
-        """Send the manifest once every photo of the part has arrived."""
-        if self.missing[uuid]:
-            return
-        entries = self.resume.sequences[uuid].photos
-        files = [planned.photo.file for planned in self.parts[uuid].photos if planned.photo.file in entries]
-        if files:
-            self.todo.appendleft(SendManifest(uuid, tuple(str(entries[file].file_handle) for file in files)))
+    def fill(self) -> None:
+        """Give the threads what they have room for: one photo is hashed ahead, a publish waits for no photo."""
+        while self.to_publish and self.publishing < 8:
+            self.publish(self.to_publish.popleft())
+        while self.ready and self.sending < self.settings.workers:
+            self.sending += 1
+            job = self.ready.popleft()
+            if isinstance(job, Sequence):
+                self.send_manifest(job)
+            else:
+                self.send_photo(*job)
+        while self.todo and self.hashing + len(self.ready) < 2:
+            self.hashing += 1
+            photo = self.todo.popleft()
+            future = self.client.others.submit(lambda photo: session_of(sent_bytes(self.result.folder, photo)), photo)
+            self.running[future] = partial(self.hashed, photo)
 
-    def publish(self, uuid: str, manifest_handle: str) -> None:
+    def hashed(self, photo: Photo, future: Future[tuple[str, int]]) -> None:
+        """A photo's session key is known: it is noted before the first byte is sent."""
+        self.hashing -= 1
+        try:
+            self.ready.append((photo, *future.result()))
+        except UploaderError as error:
+            self.not_sent(photo, error)
+
+    def send_photo(self, photo: Photo, key: str, size: int) -> None:
+        """Have a thread send a photo."""
+        known = key in self.known or not self.was_closed or str(photo.uuid) in self.settings.republish
+        self.resume.earlier_keys |= {photo.session_key} - {key, ""}
+        self.known.add(key)
+        fresh, photo.session_key = photo.session_key != key, key
+        photo.description_md5 = md5(description_bytes(described(photo)))
+        body = partial(sent_bytes, self.result.folder, photo)
+        self.running[self.client.senders.submit(self.client.upload, key, size, body, known)] = partial(
+            self.photo_sent, photo, fresh
+        )
+
+    def photo_sent(self, photo: Photo, fresh: bool, future: Future[tuple[str, bool]]) -> None:
+        """A photo has arrived, or not; `fresh`: under a key that it didn't have before."""
+        self.sending -= 1
+        sequence = self.sequences[str(photo.uuid)]
+        try:
+            photo.file_handle, sent = future.result()
+        except AlreadyThere as error:
+            photo.session_key, photo.failure = "", str(error)
+            problem = MAYBE_THERE._replace(detail=shown(photo.file))
+            sequence.problems, sequence.state = [*sequence.problems, problem], "held"
+            note_error(self.result, self.run, UploaderError(f"sequence {sequence.uuid}: {problem}", "", Exit.REJECTED))
+        except UploaderError as error:
+            self.not_sent(photo, error)
+        else:
+            if sent or fresh or not photo.uploaded_at:
+                photo.uploaded_at = self.client.clock.now()
+            photo.state = "uploaded"
+            self.in_row, self.got_through = 0, True
+            self.arrived, self.arrived_bytes = self.arrived + 1, self.arrived_bytes + photo.size
+            self.missing[sequence.uuid] -= 1
+            self.send_if_complete(sequence)
+
+    def send_manifest(self, sequence: Sequence) -> None:
+        """Have a thread send the list of a sequence's file handles."""
+        handles = [photo.file_handle for photo in sequence.photos]
+        body = json.dumps({"version": "1", "upload_type": "images", "image_handles": handles}).encode()
+        key, size = session_of([body], "json")
+        known = key in self.known or not self.was_closed or sequence.uuid in self.settings.republish
+        self.known.add(key)
+        self.resume.earlier_keys.add(key)
+        future = self.client.senders.submit(self.client.upload, key, size, lambda offset: iter((body[offset:],)), known)
+        self.running[future] = partial(self.manifest_sent, sequence)
+
+    def manifest_sent(self, sequence: Sequence, future: Future[tuple[str, bool]]) -> None:
+        """A manifest has arrived, or not; where nobody here has sent it, somebody may have published it."""
+        self.sending -= 1
+        try:
+            sequence.manifest_handle, sent = future.result()
+        except AlreadyThere as error:
+            sequence.state, sequence.publish_tried_at = "unconfirmed", self.client.clock.now()
+            self.unclear(sequence, error)
+            self.save()
+        except UploaderError as error:
+            self.not_sent(sequence, error)
+        else:
+            self.in_row, self.got_through = 0, self.got_through or sent
+            self.to_publish.append(sequence)
+
+    def not_sent(self, job: Photo | Sequence, error: UploaderError) -> None:
+        """A photo or a manifest didn't get there: for now, for good, or (--skip-invalid) as a photo that is no use."""
+        if isinstance(error, Stopped):
+            return  # what ends the run comes from elsewhere
+        if isinstance(error, TokenRefused):
+            raise error
+        name = shown(job.file) if isinstance(job, Photo) else f"the manifest of sequence {job.uuid}"
+        if isinstance(error, Passing):
+            self.in_row += 1
+            self.failed.append((job, error))
+            self.run.message("debug", f"{name}: {error}")
+        elif not isinstance(job, Photo):
+            note_error(self.result, self.run, UploaderError(f"{name}: {error}", "Run again to go on"))
+        elif isinstance(error, Refused) and self.settings.skip_invalid and job not in self.refused:
+            self.refused.add(job)
+            self.failed.append((job, error))
+            self.got_through = True  # an answer is no outage
+        elif isinstance(error, Refused) and self.settings.skip_invalid:
+            self.run.message("error", f"{name}: {error}")
+            job.reject(REFUSED._replace(detail=str(error)))
+            sequence = self.sequences[str(job.uuid)]
+            sequence.photos.remove(job)  # an older handle must not be published
+            self.resume.earlier_keys.add(job.session_key)
+            self.missing[sequence.uuid] -= 1
+            self.send_if_complete(sequence)
+        else:
+            self.run.message("error", f"{name}: {error}")
+            job.failure = str(error)
+
+    def publish(self, sequence: Sequence) -> None:
         """Save the intent, then have the call made at once."""
-        tried_at = iso(self.shell.clock.now())
-        self.resume.put(uuid, state="publishing", manifest_handle=manifest_handle, publish_tried_at=tried_at)
+        before = sequence.state, sequence.publish_tried_at
+        sequence.state, sequence.publish_tried_at = "publishing", self.client.clock.now()
         try:
             self.save()
         except UploaderError:
-            self.not_published(uuid)  # the call is not made
+            sequence.state, sequence.publish_tried_at = before  # the call is not made
             raise
-        self.crew.start(Finish(uuid, manifest_handle, self.shell.account().organization_id))
+        self.publishing += 1
+        organization_id = self.resume.organization_id
+        future = self.client.others.submit(self.client.finish, str(sequence.manifest_handle), organization_id)
+        self.running[future] = partial(self.published, sequence, before)
 
-    def not_published(self, uuid: str) -> None:
-        """This run's call certainly had no effect; a call of an earlier run may still have had one."""
-        if uuid in self.report.doubtful:
-            self.resume.put(uuid, state="unconfirmed")
-        else:
-            self.resume.put(uuid, state="uploading", publish_tried_at=None)
-
-    def finished(self, job: Finish, result: Any) -> None:
+    def published(self, sequence: Sequence, before: tuple[str, int | None], future: Future[str]) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
-        photos = self.resume.sequences[job.uuid].photos
-        if isinstance(result, str):
-            published_at = iso(self.shell.clock.now())
-            self.resume.put(job.uuid, state="published", cluster_id=result, published_at=published_at)
-            self.shell.console.info(f"published sequence {job.uuid}: {len(photos)} photos (cluster {result})")
-        elif isinstance(result, (NotActedOn, SignInError, Stopped, Refused)):
-            self.not_published(job.uuid)
-            if isinstance(result, Refused):  # its handles may be what is wrong
-                photos = {file: replace(entry, file_handle=None) for file, entry in photos.items()}
-                self.resume.put(job.uuid, manifest_handle=None, photos=photos)
-            self.report.error(UploaderError(f"sequence {job.uuid} was not published: {result}", "Run again to go on"))
+        self.publishing -= 1
+        error = future.exception()
+        others = {s.cluster_id for s in self.resume.sequences.values()}
+        if error is None and future.result() in others:
+            error = ServiceError("POST /finish_upload: the answer is another sequence's cluster id")
+        if error is None:
+            sequence.state, sequence.cluster_id = "published", future.result()
+            sequence.published_at = self.client.clock.now()
+            self.in_row, self.got_through = 0, True
+            count = count_of(sequence.photos, "photo")
+            self.run.message("info", f"published sequence {sequence.uuid}: {count} (cluster {sequence.cluster_id})")
+        elif isinstance(error, Stopped) or (isinstance(error, ServiceError) and error.without_effect):
+            sequence.state, sequence.publish_tried_at = before  # a call of an earlier run may still have had an effect
+            self.not_published(sequence, error)
         else:
-            self.resume.put(job.uuid, state="unconfirmed")
-            text = f"it is not known whether sequence {job.uuid} was published: {result}"
-            self.report.error(UploaderError(text, UNCONFIRMED))
+            sequence.state = "unconfirmed"
+            self.unclear(sequence, error)
         self.save()
-        if isinstance(result, BaseException) and not isinstance(result, ServiceError):
-            raise result
+        if isinstance(error, TokenRefused) or (error and not isinstance(error, (ServiceError, Stopped))):
+            raise error
+
+    def not_published(self, sequence: Sequence, error: UploaderError) -> None:
+        """A publish has certainly had no effect: it is tried again where that is of use."""
+        if isinstance(error, Passing) and not isinstance(error, Throttled):
+            self.in_row += 1
+            self.failed.append((sequence, error))
+            return
+        if isinstance(error, Refused) and not isinstance(error, TokenRefused):  # its handles may be what is wrong
+            sequence.manifest_handle = None
+            for photo in sequence.photos:
+                photo.file_handle = None
+        if not isinstance(error, (Stopped, TokenRefused)):
+            text = f"sequence {sequence.uuid} was not published: {error}"
+            note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
+
+    def unclear(self, sequence: Sequence, error: object) -> None:
+        """Nobody knows whether a sequence was published."""
+        text = f"it is not known whether sequence {sequence.uuid} was published: {error}"
+        note_error(self.result, self.run, UploaderError(text, UNCONFIRMED.format(sequence.uuid)))
 
     def wind_up(self) -> None:
-        """After an error that ends the run: let a publish that is under way answer, and save what is known."""
-        self.shell.line.stop.set()
-        try:
-            self.take_last_results()
-            self.put_back()  # an outage's photos haven't failed for good
-        finally:
-            with contextlib.suppress(UploaderError):  # the error that ended the run matters more
-                self.resume.save()
+        """However the rounds have ended: give publishes two seconds to answer, and save what is known."""
+        self.client.end()
+        wait(self.running, 2.5)
+        for future in [future for future in self.running if future.done()]:
+            with contextlib.suppress(UploaderError):
+                self.running.pop(future)(future)
+        settled = all(s.settled for s in self.sequences.values() if not s.problems)  # a killed run has begun no other
+        self.resume.closed = self.was_closed or settled
+        self.save()
 
-    def take_last_results(self) -> None:
-        """Settle what is done already, and wait two seconds for publishes. No new one begins."""
-        end = self.shell.clock.seconds() + 2
-        while self.crew.busy:
-            publishing = any(record.state == "publishing" for record in self.resume.sequences.values())
-            item = self.crew.next(end - self.shell.clock.seconds() if publishing else 0)
-            if item is None:
-                return
-            try:
-                if not isinstance(item[0], SendManifest):
-                    self.settle(*item)
-            except UploaderError as error:
-                if isinstance(error, Stopped) and error is not item[1]:  # a signal, just now
-                    raise
+    def show_progress(self) -> None:
+        """How far it is."""
+        seconds = self.client.clock.seconds() - self.started
+        sizes = self.arrived_bytes, self.expected_bytes
+        self.run.progress(Progress("upload", self.arrived, self.expected, *sizes, self.result.already, seconds))
 
     def save(self) -> None:
         """Save the resume file, and note what that cost."""
-        started = self.shell.clock.seconds()
+        started = self.client.clock.seconds()
         self.resume.save()
-        self.saved_at = self.shell.clock.seconds()
+        self.saved_at = self.client.clock.seconds()
         self.save_cost = self.saved_at - started
 
 
-UNCONFIRMED = (
-    "Each run looks whether its photos have appeared on Mapillary, and never publishes it again by itself. "
-    "If they aren't there after some days, --republish finishes it"
-)
+def note_error(result: Result, run: Run, error: UploaderError) -> None:
+    """Something that decides the exit code, as it happens."""
+    result.errors.append(error)
+    run.message("error", str(error))
 
 
-def open_sequences(resume: Resume, parts: Iterable[Part]) -> dict[str, Entry]:
-    """Bring the resume file's unpublished sequences in line with the plan; file -> entry of an earlier run."""
-    open_records = [record for record in resume.sequences.values() if not record.settled]
-    known = {file: entry for record in open_records for file, entry in record.photos.items()}
-    # One that --republish uploads anew keeps its mark, and stays unconfirmed for later runs until it is published
-    sequences = {uuid: record for uuid, record in resume.sequences.items() if record.settled or record.publish_tried_at}
-    for part in parts:
-        kept = {planned.photo.file: known[planned.photo.file] for planned in part.photos if is_current(planned, known)}
-        old = sequences.get(part.uuid, SequenceRecord())
-        sequences[part.uuid] = SequenceRecord(publish_tried_at=old.publish_tried_at, photos=kept)
-    resume.sequences = sequences
-    return known
+def mark_states(result: Result) -> None:
+    """Bring the states of photos and sequences in line with what became of each other."""
+    for sequence in result.planned:
+        if sequence.state == "ready" and any(photo.session_key for photo in sequence.photos):
+            sequence.state = "uploading"
+    states = {sequence.uuid: sequence.state for sequence in result.sequences}
+    for photo in result.photos:
+        if photo.failure and photo.state != "rejected":
+            photo.state = "failed"
+        elif states.get(str(photo.uuid)) == "published" and photo.state in ("uploaded", "ready"):
+            photo.state = "published"
 
 
-def is_current(planned: Planned, known: Mapping[str, Entry]) -> bool:
-    """Whether the entry still tells what would be sent: same size, mtime and description."""
-    entry, photo = known.get(planned.photo.file), planned.photo
-    if entry is None or (entry.size, entry.mtime_ns) != (photo.size, photo.mtime_ns):
-        return False
-    return entry.description_md5 == description_md5(planned)
-
-
-def description_md5(planned: Planned) -> str:
-    """What the resume file notes of a description."""
-    return hashlib.md5(description_bytes(describe(planned)), usedforsecurity=False).hexdigest()
-
-
-def entry_of(planned: Planned, key: str, handle: str, uploaded_at: str) -> Entry:
-    """The resume file's entry of an uploaded photo."""
-    photo = planned.photo
-    return Entry(
-        *(photo.photo_id, photo.size, photo.mtime_ns, description_md5(planned), key, handle, uploaded_at),
-        *(iso(photo.taken_at), iso(planned.captured_at), photo.latitude, photo.longitude, photo.make, photo.model),
-    )
-
-
-def place(folder: Path, file: str) -> Path:
-    """The path of a file of a folder. Names are UTF-8 whatever the locale: the same in cron's C."""
-    return folder / os.fsdecode(file.encode("utf-8", "surrogateescape"))
-
-
-def open_photo(path: Path) -> BinaryIO:
-    """Open a file for reading; raise Rejection where that fails. Never waits, whatever has become of the file."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        return os.fdopen(os.open(path, flags), "rb", 128 * 1024)
-    except OSError as error:
-        raise Rejection(NO_FILE._replace(detail=error.strerror or "")) from error
-
-
-def check_unchanged(stream: BinaryIO, photo: Photo) -> None:
-    """Raise PhotoChanged where the open file isn't the one that was checked."""
-    status = os.fstat(stream.fileno())
-    if (status.st_size, status.st_mtime_ns) != (photo.size, photo.mtime_ns):
-        raise PhotoChanged("the photo was changed after it was checked", "Run again when it is at rest")
+def find_arrivals(result: Result, run: Run) -> None:
+    """Note an error where photos came into the folder since it was checked."""
+    new = {name for name in names_in(result.folder) if is_photo(name)} - {photo.file for photo in result.photos}
+    if new:
+        text = f"{count_of(new, 'photo')} came in while the run was at work, {shown(min(new))} first"
+        note_error(result, run, UploaderError(text, "Run again to go on"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Check: is it live yet?
+# Look-ups: what is on Mapillary?
 # ----------------------------------------------------------------------------------------------------------------------
-
-NEAR_MS, NEAR_METRES = 1_000, 2.0
 
 
 class Image(NamedTuple):
-    """A photo that Mapillary shows: milliseconds UTC, degrees. Texts are "" where Mapillary leaves them out."""
+    """A photo that Mapillary shows. Texts are "" where Mapillary leaves them out."""
 
     id: str
     captured_at: int
     latitude: float
     longitude: float
-    sequence: str
     make: str
     model: str
 
 
-def find_images(client: Client, username: str, entries: Iterable[Entry]) -> list[Image]:
-    """What Mapillary shows of an account within the entries' capture window, ± 2 s; all pages. May be repeated."""
-    times = [from_iso(entry.captured_at) for entry in entries]
+def find_images(client: Client, username: str, photos: Iterable[Photo]) -> list[Image]:
+    """What Mapillary shows of an account within the photos' capture window, ± 2 s; all pages."""
+    times = [photo.captured_at for photo in photos]
     query = {"start_captured_at": iso(min(times) - 2_000), "end_captured_at": iso(max(times) + 2_000), "limit": "2000"}
-    query |= {"creator_username": username, "fields": "id,captured_at,geometry,sequence,make,model"}
+    query |= {"creator_username": username, "fields": "id,captured_at,geometry,make,model"}
     images: dict[str, Image] = {}
     seen: set[str] = set()
     page: Any = f"{client.service.graph}/images"
     while isinstance(page, str) and page not in seen:
         if not page.startswith(client.service.graph + "/"):
             raise ServiceError("GET /images: its next page is on another host", "It is not followed: report this")
-        data = client.line.persist(partial(client.get, page, **query))
+        data = client.search(page, query)
         query = {}  # the next page's address carries it
         seen.add(page)
-        images |= {image.id: image for image in map(image_of, data.get("data") or ()) if image}
+        images |= {image.id: image for image in map(image_of, data["data"]) if image}
         paging = data.get("paging")
         page = paging.get("next") if isinstance(paging, dict) else None
     return list(images.values())
@@ -2281,167 +2937,202 @@ def find_images(client: Client, username: str, entries: Iterable[Entry]) -> list
 
 def image_of(data: Any) -> Image | None:
     """An image from JSON; None where it lacks what it takes to recognise it."""
-    geometry = data.get("geometry") if isinstance(data, dict) else None
-    position = geometry.get("coordinates") if isinstance(geometry, dict) else None
-    if not isinstance(position, list) or len(position) < 2:
+    try:
+        longitude, latitude = map(finite, data["geometry"]["coordinates"][:2])
+        captured_at = finite(data["captured_at"])
+    except (TypeError, KeyError, ValueError):
         return None
-    numbers = [finite(data.get("captured_at")), finite(position[1]), finite(position[0])]
-    if not as_id(data.get("id")) or None in numbers:
+    if not as_id(data.get("id")) or captured_at is None or latitude is None or longitude is None:
         return None
-    captured_at, latitude, longitude = (number or 0.0 for number in numbers)
-    texts = (as_text(data.get(key)) for key in ("sequence", "make", "model"))
-    return Image(as_id(data["id"]), int(captured_at), latitude, longitude, *texts)
+    return Image(
+        as_id(data["id"]), int(captured_at), latitude, longitude, as_text(data.get("make")), as_text(data.get("model"))
+    )
 
 
-class Near(NamedTuple):
-    """How far an image is from a photo; `off` is the whole difference where `ms` allows for times cut to seconds."""
+class Neighbours:
+    """All photos that compete for Mapillary's images, so that a neighbour's image proves nothing."""
 
-    ms: int
-    metres: float
-    off: int
-    file: str
+    def __init__(self, photos: Iterable[Photo]) -> None:
+        self.by_second: dict[int, list[Photo]] = {}
+        for photo in photos:
+            self.by_second.setdefault(photo.captured_at // 1000, []).append(photo)
 
+    def nearest(self, images: Collection[Image]) -> Iterator[tuple[Image, list[Photo]]]:
+        """Each image with the photo that it may be, or several just as near, in the order of time.
 
-def nearness(file: str, entry: Entry, image: Image, whole: bool) -> Near | None:
-    """None where the image can't be the photo. `whole`: Mapillary's times are cut to seconds, so each is all of its."""
-    captured_at = from_iso(entry.captured_at)
-    off = abs(captured_at - image.captured_at)
-    ms = 0 if whole and captured_at // 1000 * 1000 == image.captured_at else off
-    cameras = ((entry.make, image.make), (entry.model, image.model))
-    other = any(a and b and a.casefold().split() != b.casefold().split() for a, b in cameras)
-    metres = distance(entry.latitude, entry.longitude, image.latitude, image.longitude)
-    return None if other or ms > NEAR_MS or metres > NEAR_METRES else Near(ms, round(metres, 1), off, file)
+        Nearest by time, then by place; where all times are cut to whole seconds, each stands for all of its second.
+        """
+        whole = all(image.captured_at % 1000 == 0 for image in images)
+        for image in sorted(images, key=lambda image: image.captured_at):
+            second, near = image.captured_at // 1000, {}
+            for photo in [photo for s in (second - 1, second, second + 1) for photo in self.by_second.get(s, ())]:
+                same_second = whole and photo.captured_at // 1000 == second
+                ms = 0 if same_second else abs(photo.captured_at - image.captured_at)
+                metres = distance(photo.latitude, photo.longitude, image.latitude, image.longitude)
+                cameras = ((photo.make, image.make), (photo.model, image.model))
+                other = any(a and b and a.casefold().split() != b.casefold().split() for a, b in cameras)
+                if ms <= NEAR_MS and metres <= NEAR_METRES and not other:
+                    near[photo] = ms, round(metres, 1)
+            if near:
+                yield image, [photo for photo in near if near[photo] == min(near.values())]
 
+    def match(self, images: Collection[Image]) -> dict[Photo, list[str]]:
+        """The ids of the images that are a photo; of several photos just as near, one that has the fewest yet.
 
-def candidates(entries: Mapping[str, Entry], images: Sequence[Image]) -> dict[str, list[Near]]:
-    """image id -> the photos that it may be, nearest first."""
-    times = [image.captured_at for image in images] or [0]
-    low, high = iso(min(times) - 2 * NEAR_MS), iso(max(times) + 3 * NEAR_MS)
-    window = {file: entry for file, entry in entries.items() if low <= entry.captured_at <= high}
-    ordered = sorted((from_iso(entry.captured_at), file) for file, entry in window.items())
-    whole = all(time % 1000 == 0 for time in times)
-    found: dict[str, list[Near]] = {}
-    for image in images:
-        near = []
-        for captured_at, file in ordered[bisect_left(ordered, (image.captured_at - NEAR_MS, "")) :]:
-            if captured_at > image.captured_at + NEAR_MS:
-                break
-            near.append(nearness(file, window[file], image, whole))
-        found[image.id] = sorted(one for one in near if one)
-    return found
+        A second copy of a photo makes a second id of it, and never takes its neighbour's place.
+        """
+        found: dict[Photo, list[str]] = {}
+        noted = {photo.image_id for photos in self.by_second.values() for photo in photos}
+        for image, photos in self.nearest([image for image in images if image.id not in noted]):
 
+            def taken(photo: Photo) -> tuple[int, int]:
+                return len(found.get(photo, ())) + bool(photo.image_id), photo.captured_at
 
-def match_images(entries: Mapping[str, Entry], images: Sequence[Image]) -> dict[str, list[str]]:
-    """file -> its ids, those noted before included.
+            found.setdefault(min(photos, key=taken), []).append(image.id)
+        return found
 
-    An image of a photo's very time is that photo, or one of those that are just as near; any other goes to a photo
-    that has none yet. So a second copy of a photo makes a second id of it and never takes its neighbour's place.
-    """
-    found = {file: list(entry.ids) for file, entry in entries.items() if entry.ids}
-    noted = {image_id for ids in found.values() for image_id in ids}
-    options = {image: near for image, near in candidates(entries, images).items() if near and image not in noted}
-    for image in sorted(options, key=lambda image: (options[image], image)):
-        near = options[image]
-        alike = [one for one in near if one[:2] == near[0][:2]] if near[0].ms == 0 else near
-        best = min(alike, key=lambda one: (len(found.get(one.file, ())), one))
-        found.setdefault(best.file, []).append(image)
-    return {file: sorted(ids) for file, ids in found.items()}
+    def ids_of(self, sequence: Sequence, images: Collection[Image], unsent: Collection[Photo] = ()) -> list[str]:
+        """The images that prove photos of a sequence: of several photos just as near, each must have an image.
 
-
-def published_entries(resume: Resume) -> dict[str, Entry]:
-    """uuid/file -> entry, of all that is published or perhaps is: a sequence's images are told from its neighbours'."""
-    return {f"{uuid}/{file}": entry for uuid, r in resume.settled().items() for file, entry in r.photos.items()}
+        Of those `unsent`, one is enough: nobody knows which of them is there.
+        """
+        found, own, ids = self.match(images), set(sequence.photos), []
+        for image, near in self.nearest(images):
+            without = {photo for photo in near if photo not in found and not photo.image_id}
+            if own & {*near} and (not without or without < {photo for photo in near if photo in unsent}):
+                ids.append(image.id)
+        return ids
 
 
-def note_live(resume: Resume, uuid: str, images: Sequence[Image], now: int) -> list[str]:
-    """Put what was found of a sequence into the resume file; warnings about photos that were found twice."""
-    record = resume.sequences[uuid]
-    found = match_images(published_entries(resume), images)
-    fresh = {file: found.get(f"{uuid}/{file}", []) for file, entry in record.photos.items() if not entry.ids}
-    warnings = []
-    for file, ids in fresh.items():
-        image_id = ids[0] if len(ids) == 1 else None
-        if ids:
-            resume.note(uuid, file, replace(record.photos[file], image_id=image_id, image_ids=ids[1:] and ids))
+def look_up_unconfirmed(client: Client, resume: Resume, result: Result) -> None:
+    """Settle publishes of earlier runs whose outcome is not known; one that can't be asked for isn't republished."""
+    try:
+        settle_unconfirmed(client, resume)
+    except ServiceError as error:
+        client.run.message("warning", f"unconfirmed sequences can't be looked up now: {error}")
+        republish = result.settings.republish - {s.uuid for s in resume.sequences.values() if s.settled}
+        result.settings = replace(result.settings, republish=republish)
+    for sequence in resume.sequences.values():
+        if sequence.state == "unconfirmed" and sequence.uuid not in result.settings.republish:
+            text = f"it is not known whether sequence {sequence.uuid} was published"
+            note_error(result, client.run, UploaderError(text, UNCONFIRMED.format(sequence.uuid)))
+
+
+def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Result:
+    """Note in a checked folder's resume file what is live by now."""
+    if tour.owner and account.organization_id is None:
+        account = replace(account, organization_id=tour.owner.organization_id)
+    with locked(tour.folder), Client(service, account.token, run, tour.settings) as client:
+        resume = as_checked(tour, account, service)
+        result = Result(**vars(tour), looked_up=True)
+        result.username, result.errors = account.username, []
+        try:
+            settle_unconfirmed(client, resume)
+            note_live(client, resume)
+        finally:
+            result.sent = resume.changed
+            resume.save_if_changed()  # what was found before a call failed stays found
+        planned, known = {s.uuid for s in tour.sequences}, {photo.uuid for photo in resume.published()}
+        result.sequences = [*tour.sequences, *(s for uuid, s in resume.sequences.items() if uuid not in planned)]
+        here = [photo for photo in tour.photos if photo.uuid not in known and photo.state not in ("published", "copy")]
+        result.photos = resume.published() + here
+        mark_states(result)
+        return result
+
+
+def settle_unconfirmed(client: Client, resume: Resume) -> None:
+    """Mark each unconfirmed sequence published of which at least one photo is on Mapillary."""
+    for sequence in [s for s in resume.sequences.values() if s.state == "unconfirmed"]:
+        images = new_images(client, resume, sequence)
+        if Neighbours(resume.published()).ids_of(sequence, images):
+            sequence.state, sequence.published_at = "published", sequence.publish_tried_at
+            client.run.message("info", f"sequence {sequence.uuid} was published: its photos are on Mapillary")
+            note_ids(client, resume, sequence, images)
+
+
+def note_live(client: Client, resume: Resume) -> None:
+    """Put the ids of photos that Mapillary shows by now into the resume file."""
+    for sequence in [s for s in resume.sequences.values() if s.state == "published"]:
+        note_ids(client, resume, sequence, new_images(client, resume, sequence))
+
+
+def new_images(client: Client, resume: Resume, sequence: Sequence) -> list[Image]:
+    """What Mapillary shows of a sequence's window, but what it showed before the sequence was sent."""
+    missing = [photo for photo in sequence.photos if not photo.image_id]
+    images = find_images(client, resume.username, missing) if missing else []
+    return [image for image in images if image.id not in sequence.shown_before]
+
+
+def note_ids(client: Client, resume: Resume, sequence: Sequence, images: Collection[Image]) -> None:
+    """Note the ids of a sequence's photos; warn of those that are there twice."""
+    found = Neighbours(resume.published()).match(images)
+    for photo in [photo for photo in sequence.photos if found.get(photo) and not photo.image_id]:
+        ids = sorted(found[photo])
+        photo.image_id, resume.changed = ids[0], True
         if len(ids) > 1:
-            warnings.append(f"{shown(file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?")
-    ids_found = {image_id for ids in fresh.values() for image_id in ids}
-    sequences = Counter(image.sequence for image in images if image.id in ids_found and image.sequence)
-    if sequences and not record.mapillary_sequence:
-        resume.put(uuid, mapillary_sequence=sequences.most_common(1)[0][0])
-    if ids_found and not record.live_at:
-        resume.put(uuid, live_at=iso(now))
-    return warnings
+            text = f"{shown(photo.file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?"
+            client.run.message("warning", text)
 
 
-def settle_unconfirmed(client: Client, resume: Resume) -> list[str]:
-    """Look up each unconfirmed sequence, and mark it published where at least one of its photos is on Mapillary.
-
-    Only an image that is nearer to its photos than to any other of the file counts: a neighbour's proves nothing.
-    """
-    settled = []
-    for uuid, record in resume.settled().items():
-        if record.state == "unconfirmed" and record.photos:
-            images = find_images(client, resume.username, record.photos.values())
-            options = candidates(published_entries(resume), images)
-            best = [{one.file.partition("/")[0] for one in near if one[:2] == near[0][:2]} for near in options.values()]
-            if {uuid} in best:
-                resume.put(uuid, state="published", published_at=record.publish_tried_at)
-                settled.append(uuid)
-    return settled
-
-
-def is_overdue(record: SequenceRecord, now: int) -> bool:
-    """Published seven days ago, and not all live."""
-    if record.state != "published" or not record.published_at or record.live == len(record.photos):
-        return False
-    return now - from_iso(record.published_at) > OVERDUE_DAYS * DAY
-
-
-def liveness(record: SequenceRecord, now: int) -> str:
-    """What is known of a sequence on Mapillary, in words. Never "failed": the API can't tell."""
-    count, live = len(record.photos), record.live
-    if record.state == "uploading":
-        return "not published yet"
-    if record.state != "published":
-        return "unconfirmed: none of its photos is on Mapillary yet"
-    if live == count:
-        return "live"
-    text = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
-    return f"overdue: {text}, {OVERDUE_DAYS} days after publishing" if is_overdue(record, now) else text
+def look_up_planned(client: Client, resume: Resume, result: Result) -> None:
+    """Hold a sequence back of which Mapillary shows photos before they are sent, and note what it shows."""
+    new = [s for s in result.planned if not s.settled]
+    unsent = dict.fromkeys(photo for s in new for photo in s.photos)
+    neighbours = Neighbours([*resume.published(), *unsent])
+    for sequence in [s for s in new if not s.problems]:
+        images: list[Image] = []
+        try:
+            images = find_images(client, resume.username, sequence.photos)
+        except ServiceError as error:
+            client.run.message("warning", f"whether sequence {sequence.uuid} is on Mapillary can't be seen: {error}")
+        known = resume.sequences.get(sequence.uuid, sequence).shown_before  # to an earlier run
+        there = sequence.shown_before = list(dict.fromkeys((*neighbours.ids_of(sequence, images, unsent), *known)))
+        if there and sequence.uuid not in result.settings.republish:
+            detail = f"{count_of(there, 'photo')}, {PHOTO_PAGE}{there[0]}"
+            sequence.problems, sequence.state = [ON_MAPILLARY._replace(detail=detail)], "held"
+            client.run.message("error", f"sequence {sequence.uuid}: {sequence.problems[0]}")
+            for photo in sequence.photos:
+                photo.state = "held"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Sign-in
 # ----------------------------------------------------------------------------------------------------------------------
 
-TOKEN_HELP = "Set MAPILLARY_ACCESS_TOKEN, or sign in once: python mapillary_uploader.py --login -u {}"
-RENEW_DAYS = 7
+PROFILE_KEYS = ("user_upload_token", "MAPSettingsUsername", "MAPSettingsUserKey", "MAPTokenExpires")
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A sign-in as the official client keeps it; `expires` ("" = unknown) is ours and says when OAuth's token ends."""
+def granted(application: Application, service: Service, grant: Mapping[str, str]) -> Profile:
+    """Exchange a code or an old token for a token and its end; raise SignInError where Mapillary won't."""
+    with Client(service, valid_token(application.client_secret), run := Run(), Settings()) as client:
+        client.secrets += [grant.get("refresh_token", ""), grant.get("code", "")]
+        content = {"client_id": application.client_id, "redirect_uri": application.redirect_uri, **grant}
+        try:
+            data = client.post("/token", content)
+        except (Refused, TokenRefused) as error:
+            hint = "Sign in again; a code works once, and soon ends"
+            raise SignInError(f"Mapillary gives no token: {error.args[0]}", hint) from error
+    lifetime = finite(data.get("expires_in"))
+    expires = iso(run.clock.now() + int(1000 * lifetime)) if lifetime else ""
+    return Profile("", valid_token(data.get("access_token")), expires=expires)
 
-    name: str
-    token: str
-    username: str = ""
-    user_id: str = ""
-    expires: str = ""
-    path: Path | None = field(default=None, kw_only=True)  # the file that it was found in
+
+def valid_token(value: object) -> str:
+    """The token without surrounding space; raise SignInError where a header can't carry it."""
+    token = str(value or "").strip()
+    if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", token):
+        hint = "Copy it anew, without quotes around it"
+        raise SignInError("the token holds quotes, spaces or characters that no token has", hint)
+    return token
 
 
-def config_path(environment: Mapping[str, str]) -> Path:
-    """The official client's profile file that sign-ins are saved to."""
+def profile_files(environment: Mapping[str, str]) -> list[Path]:
+    """The official client's profile files, on every system the same; the first is where sign-ins are saved."""
+    if own := environment.get("MAPILLARY_CONFIG_PATH"):
+        return [Path(own)]
+    folder = Path(environment.get("HOME") or os.path.expanduser("~")) / ".config" / "mapillary" / "configs"
     client_token = environment.get("MAPILLARY_CLIENT_TOKEN") or PUBLIC_CLIENT_TOKEN
-    own = environment.get("MAPILLARY_CONFIG_PATH")
-    return Path(own) if own else config_folder(environment) / client_token.replace("|", "_")
-
-
-def config_folder(environment: Mapping[str, str]) -> Path:
-    """Where the official client keeps profile files, on every system."""
-    home = environment.get("HOME") or os.path.expanduser("~")
-    return Path(home) / ".config" / "mapillary" / "configs"
+    return list(dict.fromkeys([folder / client_token.replace("|", "_"), *sorted(folder.glob("MLY_*"))]))
 
 
 def read_config(path: Path) -> configparser.ConfigParser:
@@ -2449,211 +3140,346 @@ def read_config(path: Path) -> configparser.ConfigParser:
     config = configparser.ConfigParser(interpolation=None)
     config.optionxform = str  # type: ignore[assignment, method-assign]
     try:
-        config.read(path, encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            config.read_string(path.read_text("utf-8"), str(path))
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
         hint = "Mend it or move it away"
         raise SignInError(f"the profile file {shown(path)} can't be read: {shown(error)}", hint) from error
     return config
 
 
-def find_profile(name: str, environment: Mapping[str, str], warn: Callable[[str], None]) -> Profile | None:
-    """The profile called `name`, else the one whose MAPSettingsUsername it is."""
-    own = environment.get("MAPILLARY_CONFIG_PATH")
-    paths = [Path(own)] if own else sorted(config_folder(environment).glob("MLY_*"))
+def find_profile(name: str, environment: Mapping[str, str], run: Run) -> Profile | None:
+    """The profile whose MAPSettingsUsername is `name`, else the one called so."""
     profiles = []
-    for path in paths:
+    for path in profile_files(environment):
         try:
             config = read_config(path)
         except SignInError as error:
-            if own:
+            if "MAPILLARY_CONFIG_PATH" in environment:
                 raise
-            warn(str(error))  # another file may hold the profile
+            run.message("warning", str(error))  # another file may hold the profile
             continue
         for section in config.sections():
-            values = dict(config.items(section))
-            keys = ("user_upload_token", "MAPSettingsUsername", "MAPSettingsUserKey", "MAPTokenExpires")
-            profile = Profile(section, *(values.get(key, "").strip() for key in keys), path=path)
+            token, username, user_id, expires = (config.get(section, key, fallback="").strip() for key in PROFILE_KEYS)
+            profile = Profile(section, token, username, user_id, expires, path)
             if profile.token and name in (section, profile.username):
                 profiles.append(profile)
                 if os.name == "posix" and path.stat().st_mode & 0o077:
-                    warn(f"others can read the tokens in {shown(path)}: chmod 600 it")
-    return min(profiles, key=lambda profile: profile.name != name, default=None)
+                    run.message("warning", f"others can read the tokens in {shown(path)}: chmod 600 it")
+    return min(profiles, key=lambda profile: profile.username != name, default=None)
 
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Save atomically with mode 0600, leaving other sections as they are; raise SignInError where that fails."""
-    config = read_config(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    config, text = read_config(path), io.StringIO()
     try:
         if not profile.name.isprintable():
             raise ValueError("no profile can have that name")
         if not config.has_section(profile.name):
             config.add_section(profile.name)
-        values = {"MAPSettingsUserKey": profile.user_id, "MAPSettingsUsername": profile.username}
-        values |= {"user_upload_token": profile.token, "MAPTokenExpires": profile.expires}
-        for key, value in values.items():
+        values = (profile.token, profile.username, profile.user_id, profile.expires)
+        for key, value in zip(PROFILE_KEYS, values):
             config.remove_option(profile.name, key)
             if value:
                 config.set(profile.name, key, value)
+        config.write(text)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-            config.write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write_atomically(path, temporary, text.getvalue().encode(), 0o600)
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # it may hold the token
         hint = "Set MAPILLARY_ACCESS_TOKEN instead"
         raise SignInError(f"the profile can't be saved to {shown(path)}: {shown(error)}", hint) from error
 
 
-def valid_token(token: str) -> str:
-    """The token without surrounding space; raise SignInError where a header can't carry it."""
-    token = token.strip()
-    if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", token):
-        hint = "Copy it anew, without quotes around it"
-        raise SignInError("the token holds quotes, spaces or characters that no token has", hint)
-    return token
+class SignIn:
+    """How the command line finds out who publishes: from the environment, a profile file, or a person."""
 
+    def __init__(self, name: str, environment: Mapping[str, str], service: Service, run: Run) -> None:
+        self.name, self.environment, self.service, self.run = name, environment, service, run
+        self.help = f"Set MAPILLARY_ACCESS_TOKEN, or sign in once: {own_name()} --login -u {shlex.quote(name)}"
 
-def sign_in(shell: Shell) -> Account:
-    """The account to publish as, by the token that section 12 of the contract finds; raise SignInError, Passing."""
-    name, environment = shell.options.username, shell.environment
-    token, profile = environment.get("MAPILLARY_ACCESS_TOKEN", "").strip(), None
-    if not token:
-        profile = find_profile(name, environment, shell.console.warn)
-        if profile is None and shell.console.can_ask:
-            profile = log_in(shell)
-        if profile is None:
-            raise SignInError(f"no token for {shown(name)}", TOKEN_HELP.format(shown(name)))
-        token = renewed(profile, shell).token
-    return known_account(valid_token(token), profile.name if profile else "", shell)
+    def account(self, organization_id: str | None) -> Account:
+        """The account to publish as; raise SignInError where there is none, or it isn't `name`'s."""
+        token, profile = self.environment.get("MAPILLARY_ACCESS_TOKEN", "").strip(), None
+        if not token:
+            profile = find_profile(self.name, self.environment, self.run) or (self.log_in() if can_ask() else None)
+            if profile is None:
+                raise SignInError(f"no token for {shown(self.name)}", self.help)
+            token = self.renewed(profile).token
+        account = account_of(token, organization_id, self.service)
+        if account.username != self.name and (profile is None or profile.name != self.name):
+            text = f"the token belongs to {shown(account.username)}, not to {shown(self.name)}"
+            raise SignInError(text, self.help)
+        whom = f"account {shown(account.username)} ({account.user_id})"
+        if organization_id is not None:
+            whom += f" for the organization {shown(account.organization)} ({organization_id})"
+        self.run.message("info", whom)
+        return account
 
-
-def known_account(token: str, profile_name: str, shell: Shell) -> Account:
-    """Ask /me whose token it is; it must come from the profile `options.username`, or be of that account."""
-    name = shell.options.username
-    client = Client(shell.service, token, shell.line)
-    user_id, username = shell.line.persist(client.me)
-    if name not in (profile_name, username):
-        hint = TOKEN_HELP.format(shown(name))
-        raise SignInError(f"the token belongs to {shown(username)}, not to {shown(name)}", hint)
-    organization = shell.options.organization
-    for_whom = ""
-    if organization is not None:
-        its_name = shell.line.persist(partial(client.organization, organization))
-        for_whom = f" for the organization {shown(its_name)} ({organization})"
-    client.close()
-    shell.console.info(f"account {shown(username)} ({user_id}){for_whom}")
-    return Account(token, user_id, username, organization)
-
-
-def log_in(shell: Shell) -> Profile:
-    """Sign in as --login does: a token as it is, OAuth with one's own application, or e-mail and password; save it."""
-    environment = shell.environment
-    if environment.get("MAPILLARY_ACCESS_TOKEN", "").strip():
-        profile = Profile(shell.options.username, valid_token(environment["MAPILLARY_ACCESS_TOKEN"]))
-    elif not shell.console.can_ask:
-        raise SignInError("signing in needs a terminal", "Set MAPILLARY_ACCESS_TOKEN")
-    elif environment.get("MAPILLARY_CLIENT_ID") and environment.get("MAPILLARY_CLIENT_SECRET"):
-        profile = by_oauth(shell)
-    else:
-        profile = by_password(shell)
-    client = Client(shell.service, profile.token, shell.line)
-    user_id, username = shell.line.persist(client.me)
-    profile = replace(profile, user_id=user_id, username=username)
-    path = config_path(environment)
-    save_profile(profile, path)
-    shell.console.info(f"signed in as {shown(username)}; saved as profile {shown(profile.name)} in {shown(path)}")
-    return profile
-
-
-def by_password(shell: Shell) -> Profile:
-    """E-mail and password, as the official client does; asks up to three times, with the server's words in between."""
-    shell.console.say(
-        "Sign in with your Mapillary e-mail and password. An account that signs in through Google or Facebook"
-        " has none:\nfor it set MAPILLARY_ACCESS_TOKEN, or MAPILLARY_CLIENT_ID and MAPILLARY_CLIENT_SECRET of your own"
-        " application."
-    )
-    client = Client(shell.service, shell.environment.get("MAPILLARY_CLIENT_TOKEN") or PUBLIC_CLIENT_TOKEN, shell.line)
-    for _ in range(3):
-        email = shell.console.ask("E-mail").strip()
-        password = shell.console.ask("Password (not shown)", hidden=True)
-        client.secrets.append(password)
-        try:
-            data = client.post("/login", {"email": email, "password": password, "locale": "en_US"})
-            return Profile(shell.options.username, valid_token(as_text(data.get("access_token"))))
-        except (Refused, SignInError) as error:
-            shell.console.error(f"Mapillary says: {error.args[0]}")
-    hint = "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
-    raise SignInError("not signed in", hint)
-
-
-def by_oauth(shell: Shell) -> Profile:
-    """OAuth with the user's own application: they open an address, and paste the one that the browser ends at."""
-    from urllib.parse import parse_qs, urlencode, urlsplit
-
-    environment = shell.environment
-    redirect = environment.get("MAPILLARY_REDIRECT_URI", "")
-    if not redirect:
-        hint = "Set it to the callback address that your application has registered"
-        raise UsageError("MAPILLARY_REDIRECT_URI is not set", hint)
-    state = base64.urlsafe_b64encode(os.urandom(24)).decode()
-    query = {"client_id": environment["MAPILLARY_CLIENT_ID"], "redirect_uri": redirect, "response_type": "code"}
-    query |= {"scope": "read write upload", "state": state}
-    connect = "https://www.mapillary.com" if shell.service.name == "mapillary" else shell.service.graph
-    shell.console.say("Open this address, allow the access, and paste the address that the browser ends at:")
-    shell.console.say(f"{connect}/connect?{urlencode(query)}")
-    answer = parse_qs(urlsplit(shell.console.ask("Address").strip()).query)
-    if "error" in answer:
-        hint = "Run --login again and allow the access"
-        raise SignInError(f"Mapillary did not allow it: {shown(answer['error'][0])}", hint)
-    if answer.get("state") != [state] or not answer.get("code"):
-        hint = "Run --login again and paste the whole address"
-        raise SignInError("that address is not the answer to this sign-in", hint)
-    return token_by(shell, {"grant_type": "authorization_code", "code": answer["code"][0], "redirect_uri": redirect})
-
-
-def token_by(shell: Shell, grant: Mapping[str, str]) -> Profile:
-    """Exchange a code or an old token for a token; raise SignInError where Mapillary won't."""
-    environment = shell.environment
-    client = Client(shell.service, valid_token(environment["MAPILLARY_CLIENT_SECRET"]), shell.line)
-    client.secrets += [grant.get("refresh_token", ""), grant.get("code", "")]
-    try:
-        data = client.post("/token", {"client_id": environment["MAPILLARY_CLIENT_ID"], **grant})
-    except (Refused, SignInError) as error:
-        hint = "Run --login again; a code works once, and soon ends"
-        raise SignInError(f"Mapillary gives no token: {error.args[0]}", hint) from error
-    lifetime = finite(data.get("expires_in"))
-    expires = iso(shell.clock.now() + int(1000 * lifetime)) if lifetime else ""
-    return Profile(shell.options.username, valid_token(as_text(data.get("access_token"))), expires=expires)
-
-
-def renewed(profile: Profile, shell: Shell) -> Profile:
-    """The profile, with a new token where OAuth's is about to run out and the application's secret is there."""
-    left = math.inf
-    with contextlib.suppress(ValueError):  # none that we wrote
-        left = from_iso(profile.expires) - shell.clock.now()
-    if left > RENEW_DAYS * DAY:
+    def log_in(self) -> Profile:
+        """Sign in: a token as it is, OAuth with one's own application, or e-mail and password; check whose, save it."""
+        given = self.environment.get("MAPILLARY_ACCESS_TOKEN", "").strip()
+        if not given and not can_ask():
+            raise SignInError("signing in needs a terminal", "Set MAPILLARY_ACCESS_TOKEN")
+        application = self.application()
+        profile = Profile("", given) if given else self.by_oauth(application) if application else self.by_password()
+        account = account_of(profile.token, None, self.service)
+        if account.username != self.name:
+            hint = "Sign in as that account, or give the name of this one with -u"
+            raise SignInError(f"that is the account {shown(account.username)}, not {shown(self.name)}", hint)
+        path = profile_files(self.environment)[0]
+        profile = replace(profile, name=self.name, username=account.username, user_id=account.user_id)
+        save_profile(profile, path)
+        self.run.message("info", f"signed in as {shown(self.name)}; saved in {shown(path)}")
         return profile
-    if shell.environment.get("MAPILLARY_CLIENT_ID") and shell.environment.get("MAPILLARY_CLIENT_SECRET"):
-        try:
-            new = token_by(shell, {"grant_type": "refresh_token", "refresh_token": profile.token})
-        except UploaderError as error:
-            shell.console.warn(f"the token could not be renewed: {error}")
-        else:
-            profile = replace(profile, token=new.token, expires=new.expires)
+
+    def application(self) -> Application | None:
+        """The user's own OAuth application, by the environment; None without one."""
+        names = ("MAPILLARY_CLIENT_ID", "MAPILLARY_CLIENT_SECRET", "MAPILLARY_REDIRECT_URI")
+        application = Application(*(self.environment.get(name, "") for name in names))
+        return application if application.client_id and application.client_secret else None
+
+    def by_password(self) -> Profile:
+        """A token by e-mail and password, as the official client does; asks up to three times."""
+        click.echo(
+            "Sign in with your Mapillary e-mail and password. An account that signs in through Google or Facebook\n"
+            "has none: set MAPILLARY_ACCESS_TOKEN, or MAPILLARY_CLIENT_ID and MAPILLARY_CLIENT_SECRET.",
+            err=True,
+        )
+        token = self.environment.get("MAPILLARY_CLIENT_TOKEN") or PUBLIC_CLIENT_TOKEN
+        with Client(self.service, token, self.run, Settings()) as client:
+            for _ in range(3):
+                email, password = ask("E-mail").strip(), ask("Password (not shown)", hidden=True)
+                client.secrets.append(password)
+                try:
+                    data = client.post("/login", {"email": email, "password": password, "locale": "en_US"})
+                    return Profile("", valid_token(data.get("access_token")))
+                except Refused as error:
+                    self.run.message("error", f"Mapillary says: {error.args[0]}")
+        hint = "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
+        raise SignInError("not signed in", hint)
+
+    def by_oauth(self, application: Application) -> Profile:
+        """OAuth: a person opens an address, and pastes the one that the browser ends at."""
+        from urllib.parse import parse_qs, urlsplit
+
+        if not application.redirect_uri:
+            hint = "Set it to the callback address that your application has registered"
+            raise UsageError("MAPILLARY_REDIRECT_URI is not set", hint)
+        state = base64.urlsafe_b64encode(os.urandom(24)).decode()
+        click.echo("Open this address, allow the access, and paste the address that the browser ends at:", err=True)
+        click.echo(authorize_url(application, state, self.service), err=True)
+        answer = parse_qs(urlsplit(ask("Address").strip()).query)
+        if "error" in answer:
+            hint = "Run --login again and allow the access"
+            raise SignInError(f"Mapillary did not allow it: {shown(answer['error'][0])}", hint)
+        if answer.get("state") != [state] or not answer.get("code"):
+            hint = "Run --login again and paste the whole address"
+            raise SignInError("that address is not the answer to this sign-in", hint)
+        return token_from(application, answer["code"][0], self.service)
+
+    def renewed(self, profile: Profile) -> Profile:
+        """The profile, with a new token where OAuth's is about to run out and the application's secret is there."""
+        left = math.inf
+        with contextlib.suppress(ValueError):  # none that we wrote
+            left = from_iso(profile.expires) - self.run.clock.now()
+        application = self.application()
+        if left <= RENEW_DAYS * DAY and application:
             try:
-                save_profile(profile, profile.path or config_path(shell.environment))
-            except SignInError as error:  # it serves this run all the same
-                shell.console.warn(str(error))
-            return profile
-    whose = f"the token of profile {shown(profile.name)}"
-    if left <= 0:
-        raise SignInError(f"{whose} has run out", TOKEN_HELP.format(shown(profile.name)))
-    shell.console.warn(f"{whose} runs out on {profile.expires[:10]}: sign in again before")
-    return profile
+                profile, left = renewed(application, profile, self.service), math.inf
+                save_profile(profile, profile.path or profile_files(self.environment)[0])
+            except UploaderError as error:  # a new token that can't be saved serves this run all the same
+                self.run.message("warning", f"the token could not be renewed, or not be saved: {error}")
+        if left <= 0:
+            raise SignInError(f"the token of profile {shown(profile.name)} has run out", self.help)
+        if left <= RENEW_DAYS * DAY:
+            self.run.message(
+                "warning", f"the token of profile {shown(profile.name)} runs out on {profile.expires[:10]}"
+            )
+        return profile
+
+
+def can_ask() -> bool:
+    """Whether a person sits at a terminal."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def ask(question: str, hidden: bool = False) -> str:
+    """Ask on the terminal; raise SignInError where the person gives up."""
+    try:
+        return str(click.prompt(question, hide_input=hidden, err=True, default="", show_default=False))
+    except click.Abort as error:
+        raise SignInError("not signed in", "Run --login again", Exit.INTERRUPTED) from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Map: what is known of folders, as GeoJSON and as a page that draws it
+# ----------------------------------------------------------------------------------------------------------------------
+
+THUMBNAIL_BYTES, THUMBNAIL_FILES = 5_000_000, 1_000  # on a page, as base64; how many photos are opened for them
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+script-src 'sha256-%s'"><title>Photos for Mapillary</title><style>:root{color-scheme:light dark;--bad:#d3261b}
+@media(prefers-color-scheme:dark){:root{--bad:#ff6e62}}body,svg{font:15px/1.5 system-ui,sans-serif;fill:CanvasText}
+body{margin:auto;padding:12px;max-width:1000px;overflow-wrap:anywhere}td{padding-right:16px}figure{margin:16px 0}
+svg{display:block;background:Canvas;border:1px solid #8888}circle{r:6px;fill:#2484dd;stroke:Canvas;stroke-width:2px}
+.wedge{fill:#2484dd;opacity:.6}.leg{fill:none;stroke:#2484dd;stroke-width:2px;vector-effect:non-scaling-stroke}
+.bar{stroke:CanvasText}.gap{stroke-dasharray:1 6}.odd{stroke:#f09000}.fast{stroke:var(--bad)}.bad{fill:var(--bad)}
+aside{position:fixed;max-width:280px;padding:8px 12px;white-space:pre-line;background:Canvas;border:1px solid;
+pointer-events:none}aside:empty{display:none}aside a{pointer-events:auto}aside img{display:block;height:90px}
+@media(max-width:640px){circle{r:13px;stroke-width:6px}.wedge{d:path("M0 0L-20-60H20Z")}svg{font-size:38px}
+td{display:block}}</style><h1>Photos for Mapillary</h1><p>Dot: a photo; wedge: where it faces; orange ring: something is
+odd; dotted: a gap; red: left out, or a leg too fast.%s<aside></aside><script>%s</script></html>"""
+SCRIPT = """const box = document.querySelector("aside")
+onpointermove = onclick = ({clientX: x, clientY: y, target, type}) => { // the box stays: it may hold a link
+  const [dot, ...more] = document.elementsFromPoint(x, y).filter(at => at.dataset.box)
+  if (box.contains(target) || !dot && type != "click") return
+  box.innerHTML = dot?.dataset.box ?? ""
+  if (more[0]) box.append(`\\nalso here: ${more.map(at => at.dataset.file).join(", ")}`)
+  box.style = `left:max(0px,min(${x + 14}px,100% - 310px));top:max(0px,min(${y + 14}px,100% - ${box.offsetHeight}px))`
+}"""
+
+
+def map_html(tours: Collection[Tour]) -> str:
+    """A page that draws folders: it loads nothing, runs no script but its own, shows thumbnails of photos at hand."""
+    pictures, own = thumbnails_of(tours), base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return PAGE % (own, "".join(part for tour in tours for part in drawn(tour, pictures)), SCRIPT)
+
+
+def drawn(tour: Tour, pictures: Mapping[Photo, str]) -> Iterator[str]:
+    """A folder on the page: counts, a table of its sequences, a plan of each, one of the photos elsewhere, reasons."""
+    facts = {p[0]: known | {"jpeg": pictures.get(p[0])} for p, known in known_of(tour) if known["kind"] != "sequence"}
+    others = [photo for photo in facts if facts[photo]["kind"] == "left out" and (photo.latitude or photo.longitude)]
+    states = (f"{count:,} {state}" for state, count in Counter(photo.state for photo in facts).items())
+    yield f"<h2>{html.escape(shown(tour.folder))}</h2><p>{', '.join(states)}<table>"
+    for sequence in tour.sequences:
+        yield f"<tr><td>{html.escape(shown(sequence_line(sequence, tour))).replace(', ', '<td>')}"
+    yield "".join(["</table>", *(f'<p style="color:var(--bad)">{html.escape(shown(error))}' for error in tour.errors)])
+    tracks = {f"sequence {shown(s.uuid)}": s.photos for s in tour.sequences} | {"in no sequence": []}
+    yield from (plan_of(html.escape(name), tracks[name], others, facts) for name in tracks if tracks[name] or others)
+    reasons = problems_of(tour) | holds_of(tour) | failures_of(tour) | warnings_of(tour)
+    reasons |= grouped((one["file"], Problem(text)) for one in facts.values() for text in one["odd"])
+    for problem, names in reasons.items():
+        yield f"<details{' open' * (len(names) < 9)}><summary>{len(names):,} × {html.escape(str(problem))}</summary>"
+        yield f"{html.escape(', '.join(names))}</details>"
+
+
+def plan_of(title: str, track: list[Photo], others: list[Photo], facts: Mapping[Photo, dict[str, Any]]) -> str:
+    """A track to scale, north up, with those of `others` that lie there, which it takes; without one, all others."""
+    frame = track or others
+    middle = frame[len(frame) // 2]
+    ways = {photo: offset(middle, photo) for photo in (*track, *others)}
+    xs, ys = [ways[photo].real for photo in frame], [ways[photo].imag for photo in frame]
+    scale = min(880 / max(20, max(xs) - min(xs)), 560 / max(10, max(ys) - min(ys)))  # of 1,000 units across, a metre
+    high = round(max(320, scale * (max(ys) - min(ys)) + 140))
+    corner = complex(min(xs) + max(xs) - 1000 / scale, min(ys) + max(ys) + high / scale) / 2
+    spots = {photo: ((way - corner) * scale).conjugate() for photo, way in ways.items()}
+    at = {p: f"{z.real:.2f} {z.imag:.2f}" for p, z in spots.items() if 0 < z.real < 1000 and 0 < z.imag < high}
+    others[:] = [photo for photo in others if photo not in at]
+    bar = max(n * 10**zeros for n in (1, 2, 5) for zeros in range(8) if n * 10**zeros * scale <= 250)
+    svg = [f'<path class="leg bar" d="M20 {high - 24}v8h{bar * scale:.2f}v-8" data-metres="{bar}"/>']
+    svg.append(f'<text x="26" y="{high - 30}">{f"{bar} m" if bar < 1000 else f"{bar // 1000} km"}, north up</text>')
+    svg += [f'<path class="leg {" ".join(facts[p]["odd"])}" d="M{at[p]}L{at[q]}"/>' for p, q in zip(track, track[1:])]
+    svg += [dot_of(photo, middle, spot, facts[photo]) for photo, spot in at.items()]
+    for photo, dy, end in [(track[0], "-.6em", "first"), (track[-1], "1.3em", "last")] if track else []:
+        svg.append(f'<text transform="translate({at[photo]})" dx=".6em" dy="{dy}">{end}</text>')
+    link = f'<a href="https://www.openstreetmap.org/?mlat={middle.latitude}&amp;mlon={middle.longitude}&amp;zoom=16">'
+    return f'<figure><svg viewBox="0 0 1000 {high}">{"".join(svg)}</svg>{title}, {link}on OpenStreetMap</a></figure>'
+
+
+def dot_of(photo: Photo, middle: Photo, at: str, facts: Mapping[str, Any]) -> str:
+    """A photo on the plan around `middle`, with what the script tells of it."""
+    told = [(key, value) for key, values in facts.items() for value in (values if type(values) is list else [values])]
+    lines = [f"{key}: {html.escape(str(value))}" for key, value in told if value not in (None, "") and key != "jpeg"]
+    lines += [f'<a href="{html.escape(facts["page"])}">on Mapillary</a>'] if facts["page"] else []
+    lines += [f'<img src="data:image/jpeg;base64,{facts["jpeg"]}">'] if facts["jpeg"] else []
+    turn = math.remainder(middle.longitude - photo.longitude, 360) * math.sin(math.radians(middle.latitude))
+    turn += photo.heading or 0
+    wedge = f'<path class="wedge" d="M0 0L-9-26H9Z" transform="translate({at})rotate({turn:.0f})"/>'
+    look = "bad" if facts["kind"] == "left out" else "odd" if facts["odd"] or facts["warnings"] else ""
+    texts = f'data-file="{html.escape(facts["file"])}" data-box="{html.escape("<br>".join(lines))}"'
+    return f'{wedge * (photo.heading is not None)}<circle class="{look}" transform="translate({at})" {texts}/>'
+
+
+def offset(here: Photo, there: Photo) -> complex:
+    """Metres east and, as imaginary part, north on the straight way there: azimuthal equidistant, true everywhere."""
+    a, b, turn = map(math.radians, (here.latitude, there.latitude, there.longitude - here.longitude))
+    way = complex(math.cos(b) * math.sin(turn), math.cos(a) * math.sin(b) - math.sin(a) * math.cos(b) * math.cos(turn))
+    return way / (abs(way) or 1) * distance(here.latitude, here.longitude, there.latitude, there.longitude)
+
+
+def odd_of(track: list[Photo]) -> dict[Photo, list[str]]:
+    """What is odd about a sequence's photos; to PAGE the words "fast" and "gap" are classes."""
+    legs = [(offset(p, q), max(1_000, q.captured_at - p.captured_at)) for p, q in zip(track, track[1:])] or [(0j, 1)]
+    far = max(50, 10 * statistics.median(abs(way) for way, _ in legs))
+    late = max(60_000, 10 * statistics.median(ms for _, ms in legs))
+    odd = {}
+    for photo, (way, ms) in zip(track, [*legs, legs[-1]]):
+        fast, slow = 3_600 * abs(way) / ms > FASTEST_KMH, abs(way) > far or ms > late
+        against = math.cos(math.radians(photo.heading or 0) - math.atan2(way.real, way.imag)) < -0.5
+        hour = (photo.captured_at / 3_600_000 + photo.longitude / 15) % 24  # by a mean sun
+        odd[photo] = ["a fast leg to the next photo"] * (fast and photo is not track[-1])
+        odd[photo] += ["a gap to the next photo"] * (slow and not fast and photo is not track[-1])
+        odd[photo] += ["it faces against the track"] * (photo.heading is not None and abs(way) > 1 and against)
+        odd[photo] += ["taken at night: is its time right?"] * (not 4 < hour < 22)
+        odd[photo] += ["its sequence was cut into parts"] * (photo.sequence_id not in ("", photo.uuid))
+    return odd
+
+
+def map_geojson(tours: Collection[Tour]) -> dict[str, Any]:
+    """What is known of folders as a GeoJSON FeatureCollection (RFC 7946): a line a sequence, a point a photo.
+
+    Degrees, metres, UTC. The geometry is null where no place is known; `kind` is "sequence", "photo" or "left out".
+    """
+    found = [(p, {"folder": shown(tour.folder)} | facts) for tour in tours for p, facts in known_of(tour)]
+    features = [{"type": "Feature", "geometry": line_of(photos), "properties": facts} for photos, facts in found]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def known_of(tour: Tour) -> list[tuple[list[Photo], dict[str, Any]]]:
+    """What is known of each sequence, then of each photo, at last of those that are in no sequence."""
+    odd = {photo: texts for sequence in tour.sequences for photo, texts in odd_of(sequence.photos).items()}
+    uuids = {sequence.uuid for sequence in tour.sequences}
+    rest = [p for p in tour.photos if p not in odd and (p.state == "rejected" or p.uuid not in uuids)]
+    known = [(s.photos, {"kind": "sequence"} | s.document(tour.checked_at)) for s in tour.sequences]
+    for photo in (*odd, *rest):
+        time, model = photo.captured_at or photo.taken_at, photo.model.removeprefix(photo.make).strip()
+        facts = photo.document() | {"kind": "photo" if photo in odd else "left out", "odd": odd.get(photo, [])}
+        facts |= {"time": iso(time) if time else None, "heading": photo.heading, "altitude": photo.altitude}
+        facts |= {"camera": f"{photo.make} {model}", "page": photo.image_id and PHOTO_PAGE + photo.image_id}
+        known.append(([photo], facts))
+    return [(p, {k: shown(v) if type(v) is str else v for k, v in f.items() if k != "description"}) for p, f in known]
+
+
+def line_of(photos: Iterable[Photo]) -> dict[str, Any] | None:
+    """Geometry of these photos' places: a point or a line, which is cut at the antimeridian (RFC 7946, 3.1.9)."""
+    lines: list[list[tuple[float, float]]] = [[]]
+    for east, north in ((photo.longitude, photo.latitude) for photo in photos if photo.longitude or photo.latitude):
+        west, south = lines[-1][-1] if lines[-1] else (east, north)
+        if abs(east - west) > 180:
+            edge = math.copysign(180, west)
+            crossing = round(south + (edge - west) / (east - west + 2 * edge or 1) * (north - south), 7)
+            lines[-1].append((edge, crossing))
+            lines.append([(-edge, crossing)])
+        lines[-1].append((east, north))
+    kind = "MultiLineString" if lines[1:] else "LineString" if lines[0][1:] else "Point"
+    at = {"MultiLineString": lines, "LineString": lines[0], "Point": lines[0][-1] if lines[0] else None}[kind]
+    return {"type": kind, "coordinates": at} if at else None
+
+
+def thumbnails_of(tours: Collection[Tour]) -> dict[Photo, str]:
+    """Thumbnails in EXIF as base64: of all photos at hand, or evenly of as many as a page carries."""
+    folders = {photo: tour.folder for tour in tours for photo in tour.photos}
+    found: dict[Photo, str] = {}
+    for photo, folder in list(folders.items())[:: math.ceil(len(folders) / THUMBNAIL_FILES) or 1]:
+        with contextlib.suppress(UploaderError, OSError, IndexError), open_photo(place(folder, photo.file)) as stream:
+            check_unchanged(stream, photo)
+            exif = Exif(*read_head(stream, photo.size).exif[0])
+            data = exif.data[exif.number("IFD1", THUMBNAIL_AT) :][: exif.number("IFD1", THUMBNAIL_SIZE)]
+            found |= {photo: base64.b64encode(data).decode()} if data.startswith(b"\xff\xd8") else {}
+    while sum(map(len, found.values())) > THUMBNAIL_BYTES:
+        found = dict([*found.items()][::2])
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2666,312 +3492,227 @@ def shown(value: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
+def count_of(things: Collection[object], noun: str) -> str:
+    """ "1 photo", "2 photos"."""
+    return f"{len(things):,} {noun}{'s' * (len(things) != 1)}"
+
+
+def first_of(names: Collection[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" … {len(names) - most:,} more (--json lists all)" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more
+
+
 def in_words(size: float) -> str:
     """Bytes as kB, MB or GB."""
     unit = next((unit for unit in ((1e9, "GB"), (1e6, "MB")) if size >= unit[0]), (1e3, "kB"))
     return f"{size / unit[0]:,.1f} {unit[1]}"
 
 
-class Console:
-    """The terminal or log: results go to stdout, all else to stderr. Never fails, whatever became of the streams."""
+def quoted(word: str) -> str:
+    """A word of a command for pasting into bash, whatever is in it, as far as stdout can show it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    if word.isprintable() and word.encode(encoding, "replace").decode(encoding) == word:
+        return shlex.quote(word)
+    hexed = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in word)
+    return "$'" + "".join(c if " " <= c <= "~" and c not in "\\'" else x for c, x in zip(word, hexed)) + "'"
 
-    def __init__(self, options: Options, clock: Clock) -> None:
-        self.options, self.clock = options, clock
-        self.terminal = bool(sys.stderr and sys.stderr.isatty()) and not options.quiet
-        self.can_ask = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
-        self.colour = self.terminal and not os.environ.get("NO_COLOR")
-        self.tick = 0.1 if self.terminal else 1.0
-        self._lock = threading.Lock()
-        self._drawn_at, self._bar = clock.seconds(), ""
-        self.begin()
 
-    def begin(self) -> None:
-        """A new folder: the counts start anew."""
-        self._total = self._photos = self._arrived = self._arrived_bytes = 0
-        self._sequence, self._started = "", self.clock.seconds()
+def own_name() -> str:
+    """How this program was started, to be pasted into a shell."""
+    script = sys.argv[0].endswith(".py")
+    words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if script else sys.argv[:1]
+    return " ".join(map(quoted, words))
 
-    def info(self, text: str) -> None:
-        """What goes on."""
-        if not self.options.quiet:
-            self._line(text)
 
-    def warn(self, text: str) -> None:
-        """What a person should know."""
-        if not self.options.quiet:
-            self._line("warning: " + text, "yellow")
+class Console(Run):
+    """stderr: dated log lines or, on a terminal, coloured ones above a progress bar. Never fails."""
 
-    def error(self, text: str) -> None:
-        """What failed."""
-        self._line("error: " + text, "red")
+    LEVELS = ("debug", "info", "warning", "error")
 
-    def detail(self, text: str) -> None:
-        """What only --verbose shows."""
-        if self.options.verbose and not self.options.quiet:
-            self._line(text)
+    def __init__(self) -> None:
+        super().__init__()
+        self.working = False  # a signal sets `stop`; before, it raises KeyboardInterrupt
+        self.folder = ""  # with --recursive, the one that a line is about
+        self.drawn_at, self.bar, self.lock = self.clock.seconds(), False, threading.Lock()
+        self.set_up(quiet=True, verbose=False)
 
-    def say(self, text: str) -> None:
-        """Text of a dialogue."""
-        self._write(sys.stderr, text + "\n")
+    def set_up(self, quiet: bool, verbose: bool) -> None:
+        """Say how much is to be shown."""
+        self.lowest = self.LEVELS.index("error" if quiet else "debug" if verbose else "info")
+        self.terminal = bool(sys.stderr and sys.stderr.isatty()) and not quiet
 
-    def ask(self, question: str, hidden: bool = False) -> str:
-        """Ask on the terminal; raise SignInError where the person gives up."""
-        try:
-            return str(click.prompt(question, hide_input=hidden, err=True, default="", show_default=False))
-        except click.Abort as error:
-            raise SignInError("not signed in", "Run --login again") from error
-
-    def result(self, pieces: Iterable[str]) -> None:
-        """What a program reads: to stdout, as a line."""
-        self._wipe()
-        for piece in chain(pieces, ["\n"]):
-            self._write(sys.stdout, piece)
-
-    def checking(self, done: int, total: int) -> None:
-        """Progress of step 1."""
-        self._show(f"checking photos: {done:,} of {total:,}")
-
-    def expect(self, part: Part, files: set[str]) -> None:
-        """Photos that are to be sent."""
-        self._photos += len(files)
-        self._total += sum(planned.photo.size for planned in part.photos if planned.photo.file in files)
-
-    def arrived(self, planned: Planned) -> None:
-        """A photo is there."""
-        self._arrived += 1
-        self._arrived_bytes += planned.photo.size
-        self._sequence = planned.uuid
-
-    def progress(self, sent: int) -> None:
-        """Progress of step 3; `sent`: bytes handed to the network for this folder."""
-        done = min(self._total, max(self._arrived_bytes, sent))
-        rate = done / max(0.1, self.clock.seconds() - self._started)
-        left = timedelta(seconds=int((self._total - done) / rate)) if rate else "?"
-        text = f"{self._arrived:,}/{self._photos:,} photos, {in_words(done)}/{in_words(self._total)}"
-        sequence = f", sequence {self._sequence[:8]}…" if self._sequence else ""  # 80 columns hold no more
-        self._show(f"{text}, {in_words(rate)}/s, {left} left{sequence}")
-
-    def _show(self, text: str) -> None:
-        now = self.clock.seconds()
-        if self.options.quiet or now - self._drawn_at < (0.1 if self.terminal else 30):
+    def message(self, level: str, text: str) -> None:
+        """A line of the log."""
+        if self.LEVELS.index(level) < self.lowest:
             return
-        self._drawn_at = now
+        line = f"{self.folder}: {text}" if self.folder else text
+        line = f"{level}: {line}" if level in ("warning", "error") else line
         if not self.terminal:
-            self._line(text)
+            line = f"{iso(self.clock.now())[:19]}Z {line}"
+        elif level in ("warning", "error") and not os.environ.get("NO_COLOR"):
+            line = click.style(line, fg="red" if level == "error" else "yellow")
+        self.above_bar(line + "\n")
+
+    def above_bar(self, text: str = "") -> None:
+        """Write in place of the bar, which the next progress draws again."""
+        with self.lock:
+            self.write("\r\x1b[K" * self.bar + text)
+            self.bar = False
+
+    def write(self, text: str) -> None:
+        """To stderr, whatever became of it."""
+        with contextlib.suppress(OSError, ValueError):
+            if sys.stderr:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+    def progress(self, progress: Progress) -> None:
+        """On a terminal the bar, ten times a second at most; else a log line, every 30 s at most."""
+        now = self.clock.seconds()
+        if now - self.drawn_at < (0.1 if self.terminal else 30):
+            return
+        self.drawn_at = now
+        if not self.terminal:
+            self.message("info", progress_text(progress))
             return
         width = 79
         with contextlib.suppress(OSError, ValueError):  # stderr's: stdout may be a file
             width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-        share = self._arrived_bytes / self._total if self._total else 0.0
-        bar = f"[{'#' * int(10 * share):<10}] " if self._total else ""
-        with self._lock:
-            self._bar = (bar + text)[:width]
-            self._write(sys.stderr, "\r" + self._bar + "\x1b[K")
-
-    def _wipe(self) -> None:
-        if self._bar:
-            self._write(sys.stderr, "\r\x1b[K")
-            self._bar = ""
-
-    def _line(self, text: str, colour: str = "") -> None:
-        with self._lock:
-            self._wipe()
-            if not self.terminal:
-                text = f"{iso(self.clock.now())[:19]}Z {text}"
-            elif self.colour and colour:
-                text = click.style(text, fg=colour)
-            self._write(sys.stderr, text + "\n")
-
-    def _write(self, stream: IO[str] | None, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe (| head) changes nothing of the work
-            if stream:
-                stream.write(text)
-                stream.flush()
+        with self.lock:
+            self.bar = True
+            self.write(f"\r{progress_text(progress, width)}\x1b[K")
 
 
-class Report:
-    """What a run did to one folder: counts, states and the exit code."""
+def progress_text(progress: Progress, width: int = 0) -> str:
+    """How far it is, in so many columns: as much text as leaves room for a bar. With 0 columns: all text, no bar."""
+    done, total = progress.done + progress.before, progress.total + progress.before
+    rate = progress.done_bytes / max(0.1, progress.seconds)
+    seconds = int((progress.total_bytes - progress.done_bytes) / rate) if rate else 0
+    speed = f", {in_words(rate)}/s, {timedelta(seconds=seconds) if rate else '?'} left"
+    there = f", {progress.before:,} of {total:,} were there" if progress.before else ""
+    sizes = f", {in_words(progress.done_bytes)} of {in_words(progress.total_bytes)}"
+    texts = [
+        f"{done:,}/{total:,}{more}{speed}" for more in (f" photos{there}{sizes}", f" photos{there}", " photos", "")
+    ]
+    if progress.step == "check":
+        texts = [f"checking photos: {done:,} of {total:,}"]
+    text = next((text for text in texts if not width or len(text) <= width - 13), texts[-1])
+    room = width - len(text) - 3
+    return f"[{'#' * (room * done // max(1, total)):<{room}}] {text}" if room >= 5 else text[: width or None]
 
-    def __init__(self, folder: Path, options: Options, console: Console) -> None:
-        self.folder, self.options, self.console = folder, options, console
-        self.verdicts: dict[str, Verdict] = {}
-        self.planned: dict[str, Planned] = {}
-        self.states: dict[str, str] = {}
-        self.failures: dict[str, str] = {}
-        self.skipped: list[str] = []
-        self.again: list[str] = []  # unconfirmed sequences to finish with the same manifest
-        self.doubtful: set[str] = set()  # sequences that were unconfirmed when the run began
-        self.errors: list[UploaderError] = []
-        self.resume: Resume | None = None
-        self.checked_at: int | None = None
 
-    def photo_state(self, file: str, state: str) -> None:
-        """A photo came further."""
-        self.states[file] = state
-        self.failures.pop(file, None)
+def grouped(pairs: Iterable[tuple[str, Problem]]) -> dict[Problem, list[str]]:
+    """Findings without their details, and whom each is about: "name (detail)"."""
+    groups: dict[Problem, list[str]] = {}
+    for name, problem in pairs:
+        groups.setdefault(problem._replace(detail=""), []).append(name + f" ({problem.detail})" * bool(problem.detail))
+    return groups
 
-    def error(self, error: UploaderError) -> None:
-        """Something that decides the exit code."""
-        self.errors.append(error)
-        self.console.error(str(error))
 
-    def blocked(self) -> bool:
-        """Whether rejected photos keep all from being sent."""
-        return not self.options.skip_invalid and any(verdict.problems for verdict in self.verdicts.values())
+def problems_of(tour: Tour) -> dict[Problem, list[str]]:
+    """Why photos are rejected."""
+    return grouped((shown(photo.file), problem) for photo in tour.photos for problem in photo.problems)
 
-    def state(self, file: str) -> str:
-        """ready, rejected, uploaded, published or failed."""
-        verdict = self.verdicts[file]
-        uuid = verdict.published or (self.planned[file].uuid if file in self.planned else None)
-        record = self.resume.sequences.get(uuid) if self.resume and uuid else None
-        if verdict.problems:
-            return "rejected"
-        if record and record.settled and file not in self.failures and (verdict.published or file in record.photos):
-            return "published" if record.state == "published" else "uploaded"
-        return "failed" if file in self.failures else self.states.get(file, "ready")
 
-    def code(self) -> Exit:
-        """The exit code, from what became of the photos and from the errors."""
-        states = {self.state(file) for file in self.verdicts}
-        codes = [error.code for error in self.errors]
-        if "rejected" in states:
-            codes.append(Exit.REJECTED)
-        if states - {"rejected", "published"} and not self.options.dry_run and not self.blocked():
-            codes.append(Exit.UNFINISHED)
-        records = self.resume.sequences.values() if self.resume else ()
-        if not self.options.dry_run and any(r.publish_tried_at and r.state != "published" for r in records):
-            codes.append(Exit.UNFINISHED)
-        if self.checked_at is not None:
-            codes += [Exit.OVERDUE for record in records if is_overdue(record, self.checked_at)]
-            codes += [Exit.UNFINISHED for record in records if record.live < len(record.photos)]
-        return worst(codes)
+def holds_of(tour: Tour) -> dict[Problem, list[str]]:
+    """Why sequences are held back."""
+    return grouped((f"sequence {s.uuid}", problem) for s in tour.sequences for problem in s.problems)
 
-    def document(self) -> dict[str, Any]:
-        """The --json document of the folder, all but its photos."""
-        return {
-            "directory": str(self.folder),
-            "username": self.options.username or None,
-            "dry_run": self.options.dry_run,
-            "exit_code": int(self.code()),
-            "sequences": [self.sequence_json(uuid, record) for uuid, record in self.sequences().items()],
-            "skipped": self.skipped,
-            "error": str(self.errors[0]) if self.errors else None,
-        }
 
-    def photos(self) -> Iterator[dict[str, Any]]:
-        """The photos of the document."""
-        return map(self.photo_json, self.verdicts) if self.verdicts else self.checked_photos()
+def failures_of(tour: Tour) -> dict[Problem, list[str]]:
+    """Why photos could not be uploaded."""
+    failed = [photo for photo in tour.photos if photo.failure]
+    return grouped((shown(photo.file), Problem(photo.failure.replace(photo.session_key, "…"))) for photo in failed)
 
-    def photo_json(self, file: str) -> dict[str, Any]:
-        """One photo of the document."""
-        verdict, planned = self.verdicts[file], self.planned.get(file)
-        uuid = verdict.published or (planned.uuid if planned else None)
-        record = self.resume.sequences.get(uuid) if self.resume and uuid else None
-        entry = record.photos.get(file) if record else None
-        problems = [str(problem) for problem in verdict.problems]
-        return {
-            "file": file,
-            "state": self.state(file),
-            "problems": problems + ([self.failures[file]] if file in self.failures else []),
-            "warnings": list(verdict.warnings),
-            "sequence": uuid,
-            "description": json.loads(fitting(planned) or description_bytes(describe(planned))) if planned else None,
-            "image_id": entry.image_id if entry else None,
-        }
 
-    def sequence_json(self, uuid: str, record: SequenceRecord) -> dict[str, Any]:
-        """One sequence of the document."""
-        planned = sum(1 for planned in self.planned.values() if planned.uuid == uuid)
-        return {
-            "sequence": uuid,
-            "state": "unconfirmed" if record.state == "publishing" else record.state,
-            "photos": len(record.photos) if record.settled else planned,
-            "live": record.live,
-            "overdue": self.checked_at is not None and is_overdue(record, self.checked_at),
-            "cluster_id": record.cluster_id,
-            "published_at": record.published_at,
-        }
+def warnings_of(tour: Tour) -> dict[Problem, list[str]]:
+    """What is odd, and rejects nothing."""
+    return grouped((shown(photo.file), warning) for photo in tour.photos for warning in photo.warnings)
 
-    def checked_photos(self) -> Iterator[dict[str, Any]]:
-        """The photos of the resume file, where --check read nothing else."""
-        for uuid, record in self.sequences().items() if self.checked_at is not None else ():
-            state = "published" if record.state == "published" else "uploaded"
-            for file, entry in record.photos.items():
-                warnings = [f"on Mapillary more than once: {', '.join(entry.image_ids)}"] if entry.image_ids else []
-                photo = {"file": file, "state": state, "problems": [], "warnings": warnings, "sequence": uuid}
-                yield photo | {"description": None, "image_id": entry.image_id}
 
-    def sequences(self) -> dict[str, SequenceRecord]:
-        """The sequences of the resume file and, where they aren't in it yet, of the plan."""
-        records = dict(self.resume.sequences) if self.resume else {}
-        for planned in self.planned.values():
-            if planned.uuid not in records:
-                records[planned.uuid] = SequenceRecord(state="ready")
-        return records
+def tell_findings(tour: Tour, console: Console, most: int) -> None:
+    """Each reason of rejection or warning once, with the first names."""
+    for level, groups in (("error", problems_of(tour)), ("error", holds_of(tour)), ("warning", warnings_of(tour))):
+        for problem, names in groups.items():
+            count = f"{len(names):,} × " if len(names) > 1 else ""
+            console.message(level, f"{count}{problem} [{first_of(names, most)}]")
 
-    def summary(self) -> str:
-        """What a person likes to read at the end."""
-        lines = [f"{shown(self.folder)}: {self.counts()}"]
-        lines += [f"  {self.sequence_line(uuid, record)}" for uuid, record in self.sequences().items()]
-        for problem, files in self.reasons().items():
-            lines.append(f"  rejected, {problem.what}: {problem.fix}")
-            lines += [f"    {shown(file)}{detail and f' ({detail})'}" for file, detail in files]
-        if self.skipped and not self.options.dry_run:
-            names = [shown(name) for name in self.skipped[:5]] + ["…"] * (len(self.skipped) > 5)
-            lines.append(f"  skipped, no photos: {', '.join(names)}")
-        return "\n".join([*lines, f"  {self.next_step()}"])
 
-    def counts(self) -> str:
-        """Photos by state."""
-        if self.checked_at is not None:
-            records = self.sequences().values()
-            return f"{sum(r.live for r in records):,} of {sum(len(r.photos) for r in records):,} photos are live"
-        states = Counter(self.state(file) for file in self.verdicts)
-        order = ("published", "uploaded", "ready", "failed", "rejected")
-        texts = [f"{states[state]:,} {state}" for state in order if states[state]]
-        return f"{len(self.verdicts):,} photos: {', '.join(texts)}" if self.verdicts else "nothing was read"
+def states_of(tours: Collection[Tour]) -> str:
+    """How many photos are in which state, in words; of folders in which nothing is new, that it is so."""
+    photos = [photo for tour in tours for photo in tour.photos]
+    states = Counter(photo.state for photo in photos)
+    words = {"copy": "copies" if states["copy"] > 1 else "copy", "ready": "to upload", "held": "held back"}
+    order = ("published", "uploaded", "ready", "failed", "held", "rejected", "copy")
+    texts = [f"{states[state]:,} {words.get(state, state)}" for state in order if states[state]]
+    sent = [photo for tour in tours for s in tour.sequences if s.settled for photo in s.photos]
+    live = sum(1 for photo in sent if photo.image_id)
+    if any(isinstance(tour, Result) and tour.looked_up for tour in tours):
+        texts = [f"{live:,} of {len(sent):,} published or sent are live", *texts]
+    elif all(map(is_unchanged, tours)):
+        before = [photo for photo in photos if photo.state == "published"] or sent
+        seen = "all live" if all(photo.image_id for photo in before) else "not all seen live yet"
+        return ", ".join([f"nothing new: {len(before):,} published before", seen, *texts[bool(states["published"]) :]])
+    return f"{count_of(photos, 'photo')}: {', '.join(texts)}" if photos else ", ".join(texts) or "no photo"
 
-    def sequence_line(self, uuid: str, record: SequenceRecord) -> str:
-        """A sequence: photos, distance, first and last time, state."""
-        planned = sorted((p for p in self.planned.values() if p.uuid == uuid), key=lambda p: p.captured_at)
-        track = [(p.captured_at, p.photo.latitude, p.photo.longitude) for p in planned]
-        if record.settled or not track:
-            entries = record.photos.values()
-            track = sorted((from_iso(e.captured_at), e.latitude, e.longitude) for e in entries)
-        metres = sum(distance(*one[1:], *other[1:]) for one, other in zip(track, track[1:]))
-        span = f", {iso(track[0][0])[:19]}Z to {iso(track[-1][0])[11:19]}Z" if track else ""
-        state = {"unconfirmed": "publish unconfirmed", "uploading": "not published yet"}.get(record.state, record.state)
-        if self.checked_at is not None:
-            state = liveness(record, self.checked_at)
-            live = sorted((e.captured_at, e.image_id) for e in record.photos.values() if e.image_id)
-            state += f", https://www.mapillary.com/app/?pKey={live[0][1]}" if live else ""
-        return f"sequence {uuid}: {len(track):,} photos, {metres / 1000:,.2f} km{span}: {state}"
 
-    def reasons(self) -> dict[Problem, list[tuple[str, str]]]:
-        """Rejected photos by reason."""
-        found: dict[Problem, list[tuple[str, str]]] = {}
-        for verdict in self.verdicts.values():
-            for problem in verdict.problems:
-                found.setdefault(problem._replace(detail=""), []).append((verdict.file, problem.detail))
-        return found
+def is_unchanged(tour: Tour) -> bool:
+    """Whether all was done before, and this run has added nothing."""
+    return not (tour.code or tour.dry_run or isinstance(tour, Result) and tour.sent)
 
-    def next_step(self) -> str:
-        """What to do now."""
-        directory = f'-d "{shown(self.folder)}" -u {shown(self.options.username or "NAME")}'
-        command = f"python mapillary_uploader.py {directory}"
-        steps = {
-            Exit.DONE: f"Done. In some hours to days, see whether it is live: {command} --check",
-            Exit.UNFINISHED: f"Not finished. To go on: {command}",
-            Exit.REJECTED: f"Rejected photos need a look. To upload the others: {command} --skip-invalid",
-            Exit.OVERDUE: "Overdue: ask Mapillary's support, with the cluster id from the resume file",
-        }
-        if self.checked_at is not None:
-            steps |= {Exit.DONE: "All live.", Exit.UNFINISHED: f"Not all live yet. To look again: {command} --check"}
-        if self.options.dry_run:
-            steps[Exit.DONE] = f"Every photo passes; nothing was sent. To upload: {command}"
-        elif self.options.skip_invalid:
-            steps[Exit.REJECTED] = "The rest is done; the rejected photos need a look."
-        code = self.code()
-        return steps.get(code, f"Stopped. {self.errors[0].hint if self.errors else ''}".strip())
+
+def summary_of(tour: Tour, ending: Iterable[str] = ()) -> str:
+    """What a person likes to read at the end: counts, sequences, reasons, what was written; a screen at most."""
+    counts = f"{shown(tour.folder)}: {states_of([tour])}"
+    lines = [f"  {sequence_line(sequence, tour)}" for sequence in tour.sequences]
+    lines = lines[:10] + [f"  … {len(lines) - 10:,} more sequences (--json lists all)"] * (len(lines) > 10)
+    for title, groups in (
+        ("rejected", problems_of(tour)),
+        ("held back", holds_of(tour)),
+        ("failed", failures_of(tour)),
+        ("warning", warnings_of(tour)),
+    ):
+        for problem, names in groups.items():
+            lines += [f"  {title}, {len(names):,} × {problem}", f"    {first_of(names, 10)}"]
+    folders = [shown(name) for name in tour.skipped if name.endswith("/")]
+    rest = [shown(name) for name in tour.skipped if not name.endswith("/")]
+    lines += [f"  not looked into: {first_of(folders, 5)}; -r does"] * bool(folders)
+    lines += [f"  skipped, no photos: {first_of(rest, 5)}"] * bool(rest)
+    lines += [f"  {line}" for line in (tour.written, *ending) if line]
+    return "\n".join([counts, *lines, *[counts] * (len(lines) > 12)])
+
+
+def sequence_line(sequence: Sequence, tour: Tour) -> str:
+    """A sequence: photos, distance, first and last time, state."""
+    track = sorted(sequence.photos, key=lambda photo: photo.captured_at)
+    legs = zip(track, track[1:])
+    metres = sum(distance(a.latitude, a.longitude, b.latitude, b.longitude) for a, b in legs)
+    first, last = (iso(track[0].captured_at)[:19], iso(track[-1].captured_at)[:19]) if track else ("", "")
+    span = f", {first}Z to {last[11:] if first[:10] == last[:10] else last}Z" if track else ""
+    count = f"{count_of(track, 'photo')}, {metres / 1000:,.2f} km"
+    return f"sequence {sequence.uuid}: {count}{span}: {liveness(sequence, tour)}"
+
+
+def liveness(sequence: Sequence, tour: Tour) -> str:
+    """What is known of a sequence on Mapillary, in words. Never "failed": the API can't tell."""
+    words = {"ready": "to upload", "held": "held back", "uploading": "not published yet"}
+    count, live = len(sequence.photos), sequence.live
+    if not sequence.settled:
+        return words[sequence.state]
+    state = "published" if sequence.state == "published" else "publish unconfirmed"
+    if not (isinstance(tour, Result) and tour.looked_up):
+        return state + " and live" * (live == count)
+    link = next((f", {PHOTO_PAGE}{photo.image_id}" for photo in sequence.photos if photo.image_id), "")
+    if live == count:
+        return f"live{link}"
+    text = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
+    text = text if sequence.state == "published" else "publish unconfirmed, none of its photos is there yet"
+    return (
+        f"overdue: {text}, {OVERDUE_DAYS} days after publishing{link}"
+        if sequence.overdue(tour.checked_at)
+        else text + link
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2979,412 +3720,247 @@ class Report:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Shell:
-    """What surrounds the work: options, environment, terminal, clock, and the account once it is known."""
+@dataclass
+class Options:
+    """The command line, but for what Settings holds."""
 
-    options: Options
-    environment: Mapping[str, str]
-    console: Console
-    clock: Clock
-    service: Service
-    line: Line
-    signed_in: Account | None = None
-
-    def account(self) -> Account:
-        """Sign in, once for all folders."""
-        self.signed_in = self.signed_in or sign_in(self)
-        return self.signed_in
-
-
-def main(folder: Path, shell: Shell, report: Report) -> None:
-    """The four steps on one folder. Raise UploaderError; what is known till then is in `report`."""
-    options = shell.options
-    files, report.skipped = list_photos(folder)
-    if not files:
-        hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
-        raise UsageError(f"no photo in {shown(folder)}", hint)
-    with contextlib.nullcontext() if options.dry_run else locked(folder):
-        resume = report.resume = open_resume(folder, shell)
-        if not options.dry_run:
-            look_up_unconfirmed(shell, resume, report)
-
-        # 1. Read and check every photo; nothing is sent before all are judged.
-        verdicts = read_and_check(folder, files, resume, shell)
-        report.verdicts = {verdict.file: verdict for verdict in verdicts}
-
-        # 2. Plan: sequences, their order and limits, descriptions.
-        parts = plan(verdicts, resume, report)
-        if options.output:
-            write_output(folder, options.output / os.path.relpath(folder, options.directory), parts)
-        if options.dry_run or report.blocked():
-            return
-
-        # 3. Upload every photo, and 4. publish each sequence as soon as all of its photos are there.
-        Uploading(shell, resume, report, parts).work()
+    directory: Path = Path()
+    username: str = ""
+    organization: str | None = None
+    recursive: bool = False
+    dry_run: bool = False
+    map: Path | None = None
+    output: Path | None = None
+    check: bool = False
+    login: bool = False
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    settings: Settings = Settings()
+    words: tuple[str, ...] = ()  # as they were given
 
 
-def open_resume(folder: Path, shell: Shell) -> Resume:
-    """The folder's resume file, or a new one; where anything is to be sent it must be the account's."""
-    resume, service = load_resume(folder), shell.service.name
-    if shell.options.dry_run:
-        return resume or Resume(folder, service)
-    account = shell.account()
-    if resume:
-        check_owner(resume, account, service)
-    return resume or Resume(folder, service, account)
+def main(options: Options, environment: Mapping[str, str], console: Console) -> list[Tour]:
+    """The command line's run: sign in, check, publish; what became of each folder. Raise UploaderError."""
+    check_options(options)
+    service = service_from(environment)
+    sign_in = SignIn(options.username, environment, service, console)
+    if options.login:
+        sign_in.log_in()
+        return []
+    account = None if options.dry_run else sign_in.account(options.organization)
+    console.working = True
+    console.message("info", f"checking the photos {'below' if options.recursive else 'in'} {shown(options.directory)}")
+    step: Callable[[Tour], Tour] = partial(finish, options, account, service, console)
+    if options.check and account:
+        step = partial(look_up_tour, account=account, service=service, run=console)
+    if options.recursive:
+        tours = (read_folders if options.check else check_folders)(options.directory, options.settings, console)
+    else:
+        if account:
+            with locked(options.directory):  # a second run ends at once
+                pass
+        tours = [check_folder(options.directory, options.settings, console)]
+    return each(options, tours, step, console)
 
 
-def look_up_unconfirmed(shell: Shell, resume: Resume, report: Report) -> None:
-    """Settle publishes of earlier runs whose outcome is not known, and ready them for --republish."""
-    if not any(record.state == "unconfirmed" for record in resume.sequences.values()):
+def each(options: Options, tours: list[Tour], step: Callable[[Tour], Tour], console: Console) -> list[Tour]:
+    """Do a step with one folder after the other; an error of one is noted and stops no other, but if it is of all."""
+    results: list[Tour] = []
+    for tour in tours:
+        console.folder = shown(tour.folder) if options.recursive else ""
+        try:
+            console.check()
+            results.append(step(tour))
+        except UploaderError as error:
+            console.message("error", str(error))
+            tour.errors.append(error)
+            results.append(tour)
+        if results[-1].code in (Exit.SIGN_IN, Exit.INTERRUPTED, Exit.TERMINATED):
+            break
+    console.folder = ""
+    return results
+
+
+def finish(options: Options, account: Account | None, service: Service, console: Console, tour: Tour) -> Tour:
+    """Say what was found in a folder, write --output, and publish it."""
+    tour.username, tour.dry_run = options.username or None, options.dry_run
+    tell_findings(tour, console, 3 if not options.verbose else sys.maxsize)
+    for error in tour.errors:
+        console.message("error", str(error))
+    if options.verbose:
+        for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
+            console.message("debug", f"{shown(photo.file)}: {to_json(description_of(photo))}")
+    if options.output:
+        folder = options.output / os.path.relpath(tour.folder, options.directory)
+        tour.written = write_output(tour, folder)
+    if account is None:
+        check_dry_owner(tour, options, service)
+        return tour
+    return publish(tour, account, service, console) if tour.photos or tour.resume else tour
+
+
+def check_dry_owner(tour: Tour, options: Options, service: Service) -> None:
+    """Raise UsageError where the resume file is another account's, as far as that can be seen without asking."""
+    owner = tour.owner
+    if owner is None or tour.resume is None:
         return
-    try:
-        client = Client(shell.service, shell.account().token, shell.line)
-        for uuid in settle_unconfirmed(client, resume):
-            shell.console.info(f"sequence {uuid} was published: its photos are on Mapillary")
-        looked_up = True
-    except ServiceError as error:
-        shell.console.warn(f"unconfirmed sequences can't be looked up now: {error}")
-        looked_up = False
-    now = shell.clock.now()
-    for uuid, record in list(resume.sequences.items()):
-        if record.state != "unconfirmed":
-            continue
-        missing = [file for file in record.photos if not place(report.folder, file).exists()]
-        report.doubtful.add(uuid)
-        if not (shell.options.republish and looked_up):
-            report.error(UploaderError(f"it is not known whether sequence {uuid} was published", UNCONFIRMED))
-        elif record.manifest_handle and all(entry.usable(now) for entry in record.photos.values()):
-            report.again.append(uuid)
-        elif missing:
-            hint = f"Put {shown(missing[0])} back, and run again"
-            report.error(UploaderError(f"{len(missing)} photos of sequence {uuid} are no longer in the folder", hint))
-        else:
-            shell.console.warn(
-                f"sequence {uuid} is uploaded anew: its handles have expired, a second copy on Mapillary is possible"
-            )
-            resume.put(uuid, state="uploading", manifest_handle=None)
-    resume.save()
+    named = owner.username if options.username else ""
+    if (
+        tour.resume.service != service.name
+        or options.username != named
+        or (options.username and options.organization != owner.organization_id)
+    ):
+        of = f" for the organization {owner.organization_id}" if owner.organization_id else ""
+        text = (
+            f"the resume file in {shown(tour.folder)} is of {shown(owner.username)}{of}, service {tour.resume.service}"
+        )
+        raise UsageError(text, "Run as that account")
 
 
-def list_photos(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folder's photos in natural order, and of what is skipped; names with a leading dot are ignored."""
-    try:
-        everything = os.listdir(folder)
-    except OSError as error:
-        hint = "See to its permissions"
-        raise UsageError(f"the folder {shown(folder)} can't be read: {error.strerror}", hint) from error
-    everything = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in everything]
-    names = [name for name in everything if not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME)]
-    photos = [name for name in names if name.lower().endswith((".jpg", ".jpeg"))]
-    rest = [name for name in set(names) - set(photos) if not place(folder, name).is_dir()]
-    return sorted(photos, key=natural_order), sorted(rest, key=natural_order)
-
-
-def read_and_check(folder: Path, files: Sequence[str], resume: Resume, shell: Shell) -> list[Verdict]:
-    """Step 1: a verdict on each photo, in order. Published ones aren't opened while size and mtime are as noted."""
-    options, console = shell.options, shell.console
-    console.info(f"checking {len(files):,} photos in {shown(folder)}")
-    rules = Rules(shell.clock.now(), options.utc_offset)
-    check_age(folder, files, options.min_age, rules.now)
-    index = PublishedIndex(resume, files)
-    verdicts = []
-    for done, file in enumerate(files):
-        verdicts.append(judge_file(folder, file, rules, index))
-        console.checking(done, len(files))
-    kept = {file for record in resume.sequences.values() for file in record.photos}
-    verdicts = find_copies(verdicts, kept, lambda one, other: same_content(place(folder, one), place(folder, other)))
-    known = (entry.photo_id for record in resume.sequences.values() for entry in record.photos.values())
-    return find_missing(verdicts, known)
-
-
-def check_age(folder: Path, files: Iterable[str], min_age: float, now: int) -> None:
-    """Raise UploaderError while a photo is younger than `min_age` seconds: the folder is still being copied."""
-    for file in files if min_age > 0 else ():
-        with contextlib.suppress(OSError):
-            age = now / 1000 - place(folder, file).stat().st_mtime
-            if age < min_age:
-                what = f"{shown(file)} is {max(age, 0):.0f} s old and may still be being copied"
-                raise UploaderError(what, f"Run again when it is {min_age:g} s old")
-
-
-class PublishedIndex:
-    """Which photos count as published, by the resume file: by path, by photo.id, by time, position and camera."""
-
-    def __init__(self, resume: Resume, files: Iterable[str]) -> None:
-        self.resume, self.files = resume, set(files)
-        self.by_file: dict[str, tuple[str, str, Entry]] = {}
-        self.by_id: dict[str, tuple[str, str, Entry]] = {}
-        self.by_shot: dict[tuple[object, ...], tuple[str, str, Entry]] = {}
-        for uuid, record in resume.settled().items():
-            for file, entry in record.photos.items():
-                shot = (from_iso(entry.taken_at), entry.latitude, entry.longitude, entry.make, entry.model)
-                photo_id = entry.photo_id or f"\0{file}"
-                self.by_file[file] = self.by_id[photo_id] = self.by_shot[shot] = uuid, file, entry
-
-    def find(self, photo: Photo) -> tuple[str, str, Entry] | None:
-        """(sequence, file, entry) that the photo counts as; None where it is new."""
-        if found := self.by_id.get(photo.photo_id):
-            return found
-        found = self.by_shot.get((photo.taken_at, photo.latitude, photo.longitude, photo.make, photo.model))
-        # Two shots of one burst are alike: where Sequence Maker gave the other another id in the same sequence, and it
-        # is still here, this one is a photo of its own
-        if found and re.fullmatch(re.escape(photo.sequence_id) + r"(_\d+)?", found[0]) and found[1] in self.files:
-            return None
-        return found
-
-
-def judge_file(folder: Path, file: str, rules: Rules, index: PublishedIndex) -> Verdict:
-    """A photo's verdict, with what the resume file knows of it."""
-    path = place(folder, file)
-    noted = index.by_file.get(file)
-    try:
-        status = path.stat()
-        if noted and (status.st_size, status.st_mtime_ns) == (noted[2].size, noted[2].mtime_ns):
-            return Verdict(file, photo_id=noted[2].photo_id, published=noted[0])
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejection(NO_FILE._replace(detail="not a regular file"))
-        with open_photo(path) as stream:
-            verdict = judge(stream, file, status, rules)
-    except OSError as error:
-        verdict = Verdict(file, problems=(NO_FILE._replace(detail=error.strerror or ""),))
-    except Rejection as error:
-        verdict = Verdict(file, problems=(error.problem,))
-    found = noted or (index.find(verdict.photo) if verdict.photo else None)
-    return as_published(folder, verdict, found, index.resume) if found else verdict
-
-
-def as_published(folder: Path, verdict: Verdict, found: tuple[str, str, Entry], resume: Resume) -> Verdict:
-    """The verdict on a photo that counts as published; its size and mtime are noted anew where only they changed."""
-    uuid, file, entry = found
-    before = Verdict(verdict.file, photo_id=verdict.photo_id or entry.photo_id, published=uuid)
-    if verdict.photo and is_same_photo(folder, verdict.photo, uuid, file, entry):
-        if file == verdict.file:
-            size, mtime_ns = verdict.photo.size, verdict.photo.mtime_ns
-            resume.note(uuid, file, replace(entry, size=size, mtime_ns=mtime_ns))
-            return before
-        return before.warned(f"it was published as {shown(file)}, and is not sent again")
-    text = "its content changed since it was published as {}; it is not sent again (moving {} away publishes anew)"
-    return before.warned(text.format(shown(file), RESUME_NAME))
-
-
-def is_same_photo(folder: Path, photo: Photo, uuid: str, file: str, entry: Entry) -> bool:
-    """Whether a photo, described as it was then, still has the bytes that were sent."""
-    if (photo.size, photo.mtime_ns) == (entry.size, entry.mtime_ns):
-        return True
-    planned = Planned(replace(photo, file=file), uuid, from_iso(entry.captured_at))
-    with contextlib.suppress(PhotoChanged, Rejection), open_photo(place(folder, photo.file)) as stream:
-        return entry.session_key == session_of(tagged_blocks(stream, photo.size, tagged(planned)))[0]
-    return False
-
-
-def same_content(one: Path, other: Path) -> bool:
-    """Whether two files have the same bytes."""
-    import filecmp
-
-    with contextlib.suppress(OSError):
-        return stat.S_ISREG(one.stat().st_mode) and filecmp.cmp(one, other, shallow=False)
-    return False
-
-
-def plan(verdicts: Iterable[Verdict], resume: Resume, report: Report) -> list[Part]:
-    """Step 2: the sequences to publish; warnings of fast hops go to the report."""
-    fresh = [verdict.photo for verdict in verdicts if verdict.photo and not verdict.published]
-    parts = plan_sequences(fresh, resume.settled())
-    for part in parts:
-        report.planned |= {planned.photo.file: planned for planned in part.photos}
-    for file, text in find_hops(parts).items():
-        report.verdicts[file] = report.verdicts[file].warned(text)
-    for verdict in report.verdicts.values():
-        for problem in verdict.problems:
-            report.console.error(f"{shown(verdict.file)}: {problem}")
-        for text in verdict.warnings:
-            report.console.warn(f"{shown(verdict.file)}: {text}")
-    return parts
-
-
-def write_output(folder: Path, output: Path, parts: Iterable[Part]) -> None:
-    """Write the photos as they are sent. A file of other content that is already there is never overwritten."""
-    for planned in (planned for part in parts for planned in part.photos):
-        target = place(output, planned.photo.file)
+def write_output(tour: Tour, output: Path) -> str:
+    """Write the photos as they are sent; how many, in words. A file of other content there is not overwritten."""
+    photos = [photo for s in tour.planned if not s.problems for photo in s.photos]
+    for photo in photos:
+        target = place(output, photo.file)
+        temporary = target.with_name(f".{target.name[:200]}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open_photo(place(folder, planned.photo.file)) as stream:
-                check_unchanged(stream, planned.photo)
-                write_new(target, tagged_blocks(stream, planned.photo.size, tagged(planned)))
+            with open(temporary, "wb") as copy:
+                copy.writelines(sent_bytes(tour.folder, photo))
+            if os.path.lexists(target) and not filecmp.cmp(temporary, target, shallow=False):
+                raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
+            os.replace(temporary, target)
         except OSError as error:
             hint = "Choose another --output"
             raise UsageError(f"{shown(target)} can't be written: {error.strerror}", hint) from error
-
-
-def write_new(target: Path, blocks: Iterator[bytes]) -> None:
-    """Write a file whole or not at all; raise UsageError where another one stands there."""
-    temporary = target.with_name(f".{target.name[:200]}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.writelines(blocks)
-        if os.path.lexists(target) and not same_content(temporary, target):
-            raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def check_live(folder: Path, shell: Shell, report: Report) -> None:
-    """--check: ask Mapillary which published photos are live, and note their ids."""
-    with locked(folder):
-        resume = load_resume(folder)
-        if resume is None:
-            hint = "Upload it first"
-            raise UsageError(f"nothing was published from {shown(folder)}: it holds no {RESUME_NAME}", hint)
-        report.resume, account = resume, shell.account()
-        organization_id = account.organization_id or resume.organization_id  # the file knows it
-        check_owner(resume, replace(account, organization_id=organization_id), shell.service.name)
-        client = Client(shell.service, account.token, shell.line)
-        try:
-            settle_unconfirmed(client, resume)
-            for uuid, record in list(resume.settled().items()):
-                missing = [entry for entry in record.photos.values() if not entry.ids]
-                if missing and record.state == "published":
-                    images = find_images(client, resume.username, missing)
-                    for text in note_live(resume, uuid, images, shell.clock.now()):
-                        shell.console.warn(text)
-            report.checked_at = shell.clock.now()
         finally:
-            resume.save()  # what was found before a call failed stays found
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    return f"{count_of(photos, 'photo')} written to {shown(output)}" + ": none is to be sent" * (not photos)
 
 
-def find_folders(options: Options) -> list[Path]:
-    """The folders to work on: the one given or, with --recursive, each below it that holds photos or a resume file."""
-    if not options.directory.is_dir():
-        raise UsageError(f"no such folder: {shown(options.directory)}", "Give the folder of photos with -d")
-    if not options.recursive:
-        return [options.directory]
-    folders = []
-    for path, names, files in os.walk(options.directory):
-        names[:] = sorted((n for n in names if n[0] not in ".@"), key=natural_order)  # @eaDir: NAS thumbnails
-        photos = any(n.lower().endswith((".jpg", ".jpeg")) and not n.startswith(".") for n in files)
-        if RESUME_NAME in files if options.check else photos:
-            folders.append(Path(path))
-    if not folders:
-        hint = "Give the folder above them with -d"
-        raise UsageError(f"no folder below {shown(options.directory)} holds photos", hint)
-    return folders
+def write_map(path: Path, tours: list[Tour]) -> None:
+    """Write the map of the folders, as GeoJSON where the file is called so; raise UsageError where that fails."""
+    geojson = path.suffix.lower() == ".geojson"
+    text = json.dumps(map_geojson(tours)) if geojson else map_html(tours)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the map {shown(path)} can't be written: {error.strerror}", "Choose another --map") from error
 
 
 def check_options(options: Options) -> None:
     """Raise UsageError where options are missing or don't go together."""
+    republish = bool(options.settings.republish)
+    pairs = [
+        (options.check and options.dry_run, "--check and --dry-run"),
+        (options.check and republish, "--check and --republish"),
+        (options.check and options.output, "--check and --output"),
+        (options.quiet and options.verbose, "--quiet and --verbose"),
+    ]
+    for wrong in (names for given, names in pairs if given):
+        raise UsageError(f"{wrong} contradict each other", "See --help")
     if not options.username and not options.dry_run:
         raise UsageError("the account is missing", "Give it with -u NAME")
-    if options.login:
-        return
     if options.organization is not None and not re.fullmatch(r"[0-9]+", options.organization, re.ASCII):
         raise UsageError(f"the organization {shown(options.organization)} is no number", "Give its id, not its name")
+    if not options.login:
+        names_in(options.directory)
     if options.output:
         here, there = options.directory.resolve(), options.output.resolve()
         if here == there or here in there.parents:
             raise UsageError("--output lies in the folder of photos", "Choose a folder elsewhere")
 
 
-def program(options: Options, environment: Mapping[str, str], clock: Clock) -> Exit:
-    """From the parsed command line to the exit code: the folders one after the other, and what is printed."""
-    console = Console(options, clock)
-    reports: list[Report] = []
-    failure = Report(options.directory, options, console)  # of the whole run
-    try:
-        check_options(options)
-        line = Line(options.retries, clock, console.detail)
-        shell = Shell(options, environment, console, clock, service_from(environment), line)
-        if options.login:
-            log_in(shell)
-        for folder in [] if options.login else find_folders(options):
-            report = Report(folder, options, console)
-            reports.append(report)
-            if not work_on(folder, shell, report):
-                break
-    except Exception as error:  # the last resort: no traceback reaches a user
-        failure.error(expected(error))
-    code = worst([report.code() for report in [*reports, failure]])
-    signal_again()
+def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
+    """What to do now, each as a command of this run's own words with only what must change."""
+    code, skip = worst(tour.code for tour in tours), options.settings.skip_invalid
+    sequences = [sequence for tour in tours for sequence in tour.sequences]
+    held = [s.uuid for s in sequences if any(p._replace(detail="") in UNLESS_REPUBLISHED for p in s.problems)]
+    left = any(photo.state in ("ready", "uploaded", "failed") for tour in tours for photo in tour.photos)
+    sent = any(isinstance(tour, Result) and tour.sent for tour in tours)
+    waiting = any(s.settled and s.live < len(s.photos) for s in sequences)
+    account = [] if options.username else ["-u", "NAME"]
+    if options.check and code == Exit.OVERDUE:
+        yield "Overdue: ask Mapillary's support, with the cluster id in the resume file"
+    elif options.check and code in (Exit.DONE, Exit.UNFINISHED):
+        if waiting or not code:
+            yield f"To look again: {again(options)}" if waiting else "All live."
+        if left or held:
+            yield f"To upload what isn't published: {again(options, drop=['--check'])}"
+    elif code == Exit.REJECTED:
+        if left and not skip:
+            price = "the photos left out would become a second sequence later"
+            others = again(options, ["--skip-invalid", *account])
+            yield "Nothing was sent. " * (not sent) + f"Mend them, or send the others ({price}): {others}"
+        elif left and options.dry_run:
+            yield f"Nothing was sent. To upload the others: {again(options, account)}"
+        if held:
+            ids = [word for uuid in held for word in ("--republish", uuid)]
+            yield f"If it isn't on Mapillary yet: {again(options, [*ids, *account])}"
+    elif options.dry_run and code == Exit.DONE:
+        upload = f"Every photo passes; nothing was sent. To upload: {again(options, account)}"
+        yield upload if left else "Nothing to upload."
+    elif code == Exit.UNFINISHED and not options.dry_run:
+        yield f"Not finished. To go on: {again(options)}"
+    elif code == Exit.DONE and waiting:
+        when = "Done. In some hours to days, see" if sent else "To see"
+        yield f"{when} whether it is live: {again(options, ['--check'], ['--output'])}"
+
+
+def again(options: Options, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
+    """This run's command line, without what it is done with, and with more words."""
+    kept: list[str] = []
+    words = iter(options.words)
+    for word in words:
+        name = word.partition("=")[0]
+        if name not in ("--dry-run", "--republish", *drop):
+            kept.append(word)
+        elif word in ("--republish", "--output"):
+            next(words, None)
+    return " ".join([own_name(), *map(quoted, (*kept, *add))])
+
+
+def tell_results(options: Options, results: list[Tour], console: Console, error: UploaderError | None) -> Exit:
+    """Print the summary, or the JSON document, of all folders; the run's exit code."""
+    failure = Tour(options.directory, username=options.username or None, dry_run=options.dry_run)
+    options.map = None if error else options.map  # it is not written
+    told = results if results and not (error and options.recursive) else [*results, failure]
+    told[-1].errors += [error] if error else []
+    code = worst(tour.code for tour in told)
     if options.json:
-        console.result(result_json(options, reports, failure, code))
-    elif not options.quiet:
-        for report in reports:
-            console.result([report.summary()])
-        if len(reports) > 1:
-            needy = [report for report in reports if report.code()]
-            console.result([f"{len(reports)} folders, {len(needy)} to look at or to go on with:"])
-            for report in needy:
-                console.result([f"  exit {int(report.code())}: {shown(report.folder)}"])
+        documents = [tour.document() for tour in told]
+        documents[-1]["directory"] = documents[-1]["directory"] if options.words else None  # it wasn't understood
+        document = {"exit_code": int(code), "folders": documents} if options.recursive else documents[0]
+        text = json.dumps(document) + "\n"
+    else:
+        text = "" if options.quiet else "".join(f"{line}\n" for line in summaries(options, results))
+    console.above_bar()
+    try:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except (OSError, ValueError, AttributeError) as failure_of_stdout:  # full, closed, none at all
+        if options.json:
+            console.message("error", f"the document can't be written: {failure_of_stdout}")
+            code = worst([code, Exit.UNFINISHED])
     return code
 
 
-def work_on(folder: Path, shell: Shell, report: Report) -> bool:
-    """One folder, as if given alone; whether the next one may follow."""
-    options = shell.options
-    shell.console.begin()
-    shell.line = Line(options.retries, shell.clock, shell.console.detail)  # what ended a folder doesn't end the next
-    try:
-        (check_live if options.check else main)(folder, shell, report)
-    except Exception as error:
-        report.error(expected(error))
-        return not isinstance(error, (Stopped, SignInError))
-    return True
-
-
-def expected(error: Exception) -> UploaderError:
-    """The error as a user should see it."""
-    if isinstance(error, UploaderError):
-        return error
-    if isinstance(error, ModuleNotFoundError):
-        return UsageError(f"the package {error.name} is not installed", "pip install -r requirements.txt")
-    trace = traceback.extract_tb(error.__traceback__)
-    place = f" at line {trace[-1].lineno}" if trace else ""
-    what = f"unexpected {type(error).__name__}{place}: {shown(error)[:200]}"
-    return UploaderError(what, "That is a bug: please report it")
-
-
-def result_json(options: Options, reports: Sequence[Report], failure: Report, code: Exit) -> Iterator[str]:
-    """The --json document of the run, in pieces: 20,000 photos as one text would need more memory than all else."""
-    reports = reports or [failure]
+def summaries(options: Options, results: list[Tour]) -> list[str]:
+    """A summary for each folder in which something happened; with --recursive, one line for the others, and totals."""
+    changed = [tour for tour in results if not is_unchanged(tour)]
+    ending = [*[f"map written to {shown(options.map)}"] * bool(options.map), *next_steps(results, options)]
     if not options.recursive:
-        document = reports[0].document()
-        document |= {"exit_code": int(code), "error": document["error"] or failure.document()["error"]}
-        yield from document_json(document, reports[0].photos())
-        return
-    yield f'{{"exit_code": {int(code)}, "folders": ['
-    for number, report in enumerate(reports):
-        yield ", " if number else ""
-        yield from document_json(report.document(), report.photos())
-    yield "]}"
-
-
-def document_json(document: Mapping[str, Any], photos: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A folder's document with its photos, in pieces."""
-    yield json.dumps(document)[:-1] + ', "photos": ['
-    for number, photo in enumerate(photos):
-        yield (", " if number else "") + json.dumps(photo)
-    yield "]}"
-
-
-def catch_signals() -> None:
-    """Make Ctrl-C and SIGTERM end the run in order; a second one ends it at once."""
-
-    def stop(number: int, _: object) -> None:
-        signal_again()
-        raise Stopped(Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-
-
-def signal_again() -> None:
-    """From now on signals end the process as usual."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: a web app has signals of its own
-            signal.signal(number, signal.SIG_DFL)
+        return [summary_of(tour, ending) for tour in results if tour.photos or tour.sequences]
+    lines = [summary_of(tour) for tour in changed[:50]]
+    lines += [f"… {len(changed) - 50:,} more folders (--json lists all)"] * (len(changed) > 50)
+    if rest := [tour for tour in results if is_unchanged(tour)]:
+        lines.append(f"{count_of(rest, 'folder')} unchanged")
+    lines += [f"{count_of(results, 'folder')}, {states_of(results)}"] * bool(results)
+    lines += [f"  exit {int(tour.code)}: {shown(tour.folder)}" for tour in results if tour.code]
+    return lines + [f"  {line}" for line in ending]
 
 
 def parse_offset(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
@@ -3395,81 +3971,128 @@ def parse_offset(_: click.Context, __: click.Parameter, value: str | None) -> in
     return minutes
 
 
+def parse_number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """A number that is one."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("it is no number")
+    return value
+
+
+SECONDS, COUNT = click.FloatRange(0), click.IntRange
+YOUNG_HELP = "Stop while a photo is younger: it is being copied. [default: only where something is missing]"
+REPUBLISH_HELP = "Publish this sequence although it may be on Mapillary already; may be repeated."
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("-d", "--directory", metavar="DIR", help="The folder of photos. Required, except with --login.")
-@click.option(
-    "-u", "--username", metavar="NAME", help="The Mapillary account to publish as. Required, except with --dry-run."
-)
+@click.option("-u", "--username", metavar="NAME", help="The account to publish as. Required, except with --dry-run.")
 @click.option("-o", "--organization", metavar="ID", help="Publish for this organization (numeric id).")
 @click.option("-r", "--recursive", is_flag=True, help="Every folder below that holds photos, one after the other.")
-@click.option(
-    "--dry-run", is_flag=True, help="Read, check, plan and describe; send nothing, need no account or network."
-)
+@click.option("--dry-run", is_flag=True, help="Read, check, plan and describe; send nothing, need no account.")
 @click.option("--skip-invalid", is_flag=True, help="Upload the photos that pass although others fail.")
+@click.option("--map", metavar="FILE", help="Write a page that shows the tour (or GeoJSON: FILE.geojson).")
 @click.option("--output", metavar="DIR", help="Also write the photos there exactly as they are (or would be) sent.")
 @click.option("--check", is_flag=True, help="Ask Mapillary which published photos are live, and note their ids.")
-@click.option("--republish", is_flag=True, help="Finish a publish whose outcome is not known.")
+@click.option("--republish", metavar="ID", multiple=True, help=REPUBLISH_HELP)
 @click.option("--login", is_flag=True, help="Sign in, save the token as profile NAME, exit.")
+@click.option("--utc-offset", metavar="±HH:MM", callback=parse_offset, help="Zone of camera times that carry none.")
+@click.option("--min-age", metavar="SECONDS", type=SECONDS, callback=parse_number, help=YOUNG_HELP)
 @click.option(
-    "--utc-offset",
-    metavar="±HH:MM",
-    callback=parse_offset,
-    help="Zone of capture times that carry none (timecapture only).",
+    "--patience",
+    metavar="MINUTES",
+    type=SECONDS,
+    callback=parse_number,
+    help="How long to wait out an outage. [default: 10]",
 )
-@click.option(
-    "--min-age",
-    metavar="SECONDS",
-    type=click.FloatRange(0),
-    help="Stop while a photo of the folder is younger: it is still being copied. [default: 0]",
-)
-@click.option(
-    "--patience", metavar="MINUTES", type=click.FloatRange(0), help="How long to wait out an outage. [default: 10]"
-)
-@click.option(
-    "--workers", metavar="N", type=click.IntRange(1, 32), help="Photos uploaded at once, 1 to 32. [default: 4]"
-)
-@click.option(
-    "--retries",
-    metavar="N",
-    type=click.IntRange(0, 20),
-    help="Retries of one photo or call after a failure, 0 to 20. [default: 3]",
-)
+@click.option("--workers", metavar="N", type=COUNT(1, 32), help="Photos uploaded at once, 1 to 32. [default: 4]")
+@click.option("--retries", metavar="N", type=COUNT(0, 20), help="Retries of a photo or call, 0 to 20. [default: 3]")
 @click.option("--json", "json", is_flag=True, help="One JSON document with the result on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="Each request with status, time and the server's message.")
+@click.option("-v", "--verbose", is_flag=True, help="Each photo's description; each request with the server's message.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def command(**given: Any) -> Exit:
+def command(**given: Any) -> Options:
     """Check, describe, upload and publish a folder of 360° photos tagged by Sequence Maker.
 
-    Exit codes: 0 done, 1 not finished (run again), 2 usage, 3 photos rejected, 4 sign-in, 5 another run is at work,
-    6 overdue (--check), 130 and 143 stopped.
+    Exit codes: 0 done, 1 not finished (run again), 2 usage, 3 photos rejected or held back, 4 sign-in, 5 another run is
+    at work, 6 overdue (--check), 130 and 143 stopped.
     """
-    given |= {name: Path(given[name]) if given[name] else None for name in ("directory", "output")}
     if not given["directory"] and not given["login"]:
         raise click.UsageError("the folder of photos is missing: give it with -d DIR")
-    return program(Options(**{name: value for name, value in given.items() if value is not None}), os.environ, Clock())
+    given |= {name: Path(given[name]) for name in ("directory", "output", "map") if given[name]}
+    given["republish"] = frozenset(given["republish"])
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: given.pop(name) for name in list(given) if name in Settings.__dataclass_fields__}
+    return Options(**given, settings=Settings(**settings))
 
 
-def cli(arguments: Sequence[str] | None = None) -> int:
-    """The command line as a process sees it: the exit code; usage errors too end in one JSON document with --json."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+def cli(arguments: Iterable[str] | None = None) -> int:
+    """The command line as a process sees it: the exit code. No traceback reaches a user."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if stream and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    recursive = not {"-r", "--recursive"}.isdisjoint(words)
+    options = Options(json="--json" in words, recursive=recursive, quiet=True)
+    console, results, error = Console(), [], None
+    catch_signals(console)
     try:
-        catch_signals()
-        return int(command.main(arguments, prog_name="mapillary_uploader.py", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        failure: UploaderError = UsageError(error.format_message().rstrip("."), "See --help")
-    except Stopped as error:
-        failure = error
-    options = Options(json="--json" in arguments, recursive=not {"-r", "--recursive"}.isdisjoint(arguments))
-    report = Report(Path(), options, Console(options, Clock()))
-    report.error(failure)
-    if options.json:
-        report.console.result(result_json(options, [], report, failure.code))
-    return int(failure.code)
+        options = command.main(words, prog_name="mapillary_uploader.py", standalone_mode=False)
+        if not isinstance(options, Options):  # --help, --version
+            return 0
+        options.words = tuple(words)
+        console.set_up(options.quiet, options.verbose)
+        results = main(options, os.environ, console)
+        if options.map:
+            write_map(options.map, results)
+    except Exception as failure:
+        error = explained(failure, console)
+        console.message("error", str(error))
+    except KeyboardInterrupt:
+        error = UploaderError("stopped", "", console.stop_code)
+        console.message("error", str(error))
+    return int(tell_results(options, results, console, error))
+
+
+def explained(error: Exception, console: Console) -> UploaderError:
+    """The one place where what ends a run becomes text and exit code."""
+    if isinstance(error, UploaderError):
+        return error
+    if isinstance(error, click.Abort):
+        return UploaderError("stopped", "", console.stop_code)
+    if isinstance(error, click.ClickException):
+        return UsageError(error.format_message().rstrip("."), "See --help")
+    if isinstance(error, ModuleNotFoundError):
+        package = str(error.name).partition(".")[0].replace("PIL", "Pillow")
+        return UsageError(f"the package {package} is not installed", "pip install -r requirements.txt")
+    line = traceback.extract_tb(error.__traceback__)[-1].lineno
+    what = f"unexpected {type(error).__name__} at line {line}: {shown(error)[:200]}"
+    return UploaderError(what, "That is a bug: please report it")
+
+
+def catch_signals(console: Console) -> None:
+    """Make Ctrl-C and SIGTERM end the run in order; a second one ends it at once."""
+
+    def stop(number: int, _: object) -> None:
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_DFL)
+        console.stop_code = Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED
+        if not console.working:
+            raise KeyboardInterrupt
+        console.stop.set()  # can't wait for itself: this thread never waits for `stop`, it only looks at it
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, stop)
+
+
+def script() -> None:
+    """The program as a command."""
+    code = cli()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)  # a thread that hangs on a server that never answers would keep the process
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    script()

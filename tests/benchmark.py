@@ -1,21 +1,26 @@
 """Measures this program and mapillary_tools side by side, on the same photos, against the sandbox in its own process.
 
-    python tests/benchmark.py upload --photos 200 --megabytes 2 --delay 80
+    python tests/benchmark.py upload --photos 200 --megabytes 2 --delay 80          add --tls: both by way of an nginx
+    python tests/benchmark.py upload --photos 300 --megabytes 2
+    python tests/benchmark.py upload --photos 200 --megabytes 2 --bandwidth 20 --alone
     python tests/benchmark.py check --photos 20000
-    python tests/benchmark.py again --photos 20000
-    python tests/benchmark.py save --photos 20000
-    python tests/benchmark.py sandbox
+    python tests/benchmark.py again --photos 20000         a run with nothing to do
+    python tests/benchmark.py save --photos 20000          the share of saving the resume file
+    python tests/benchmark.py sandbox                      what the sandbox takes from raw sockets
 
-Whole processes, from start to published, in turn (A B A B …); the table gives medians and the ratio of the pairs'
-medians. Machines differ and are noisy: quote ratios, not seconds. `--alone` leaves mapillary_tools out.
+Whole processes, from start to published, in turn (A B C A B C …); the table gives medians and the ratios of medians.
+Machines differ and are noisy: quote ratios, not seconds. `--alone` leaves mapillary_tools out. `--before FILE` measures
+another edition of the module in the same rounds: git show COMMIT:mapillary_uploader.py >/tmp/before.py
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import shlex
 import shutil
 import socket
@@ -23,22 +28,52 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import factory
 
 ROOT = Path(__file__).parent.parent
-MINE, THEIRS = "mapillary_uploader", "mapillary_tools"
+MINE, BEFORE, THEIRS = "mapillary_uploader", "before", "mapillary_tools"
+
+NGINX = """
+daemon off; master_process off; pid pid; error_log error.log; events {}
+http {
+  access_log off; client_max_body_size 0; client_body_temp_path body; proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  upstream sandbox { server SANDBOX; keepalive 64; }
+  server {
+    listen 127.0.0.1:PORT ssl; ssl_certificate certificate.pem; ssl_certificate_key key.pem;
+    location / {
+      proxy_pass http://sandbox; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
+    }
+  }
+}
+"""
+
+SAVING = """
+import os, sys, time
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import mapillary_uploader as program
+spent, save, start = [], program.Resume.save, time.monotonic()
+def timed(*given):
+    begun = time.monotonic()
+    save(*given)
+    spent.append(time.monotonic() - begun)
+program.Resume.save = timed
+program.cli(sys.argv[2:])
+total = time.monotonic() - start
+print(f"{len(spent)} saves, {sum(spent):.2f} s of {total:.1f} s: {100 * sum(spent) / total:.1f} %")
+"""
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """One run of one program: wall seconds, CPU seconds with all its children, peak memory in MB."""
 
     wall: float
@@ -46,16 +81,49 @@ class Measure:
     memory: float
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a round's programs work: the photos, and a scratch folder."""
+Results = dict[str, list[Measure]]
 
-    photos: Path
-    scratch: Path
+
+class Bench:
+    """The options, and where the programs work: the photos, and a scratch folder."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.options = options
+        self.scratch = scratch
+        self.photos = scratch / "photos"
+        self.resume = self.photos / "mapillary_uploader.json"
+        self.programs = [MINE] + [BEFORE] * bool(options.before) + [THEIRS] * (not options.alone)
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """An edition of this program on the photos."""
+        file = self.options.before if program == BEFORE else ROOT / "mapillary_uploader.py"
+        return [sys.executable, str(file), "-d", str(self.photos), "-u", "demo", *arguments]
+
+    def theirs(self, *arguments: str) -> list[str]:
+        """The official client on the photos."""
+        program = [sys.executable, "-c", "from mapillary_tools.commands.__main__ import main; main()"]
+        return [*program, *arguments, "--desc_path", str(self.scratch / "description.json"), str(self.photos)]
+
+    def their_environment(self) -> dict[str, str]:
+        """A profile and empty caches for the official client."""
+        folder = tempfile.mkdtemp(dir=self.scratch)
+        token = "user_upload_token = MLY|sandbox|demo-token"
+        Path(folder, "config").write_text(f"[demo]\n{token}\nMAPSettingsUserKey = 1001\nMAPSettingsUsername = demo\n")
+        places = {"UPLOAD_HISTORY_PATH": "history", "TOOLS_UPLOAD_CACHE_DIR": "cache", "CONFIG_PATH": "config"}
+        paths = {f"MAPILLARY_{name}": f"{folder}/{place}" for name, place in places.items()}
+        return paths | {"HOME": folder, "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"}
+
+    def in_turn(self, measure: Callable[[str], Measure], programs: list[str]) -> Results:
+        """So many rounds of all programs."""
+        results: Results = {program: [] for program in programs}
+        for _ in range(self.options.rounds):
+            for program in programs:
+                results[program].append(measure(program))
+        return results
 
 
 @contextmanager
-def running_sandbox(delay: float, bandwidth: float | None) -> Iterator[dict[str, str]]:
+def running_sandbox(delay: float = 0, bandwidth: float | None = None) -> Iterator[dict[str, str]]:
     """The sandbox as a process; its environment variables."""
     command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", "--delay", str(delay)]
     command += ["--bandwidth", str(bandwidth)] if bandwidth else []
@@ -71,128 +139,132 @@ def running_sandbox(delay: float, bandwidth: float | None) -> Iterator[dict[str,
             process.terminate()
 
 
+def address_of(sandbox: dict[str, str]) -> str:
+    """http://127.0.0.1:PORT."""
+    return sandbox["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph")
+
+
+@contextmanager
+def by_tls(sandbox: dict[str, str], folder: Path) -> Iterator[dict[str, str]]:
+    """The sandbox's variables, by way of an nginx on 127.0.0.1 that ends TLS and has a certificate of its own."""
+    folder.mkdir()
+    certificate = f"{folder}/certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=benchmark"
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/key.pem", "-out", certificate]
+    subprocess.run([*make.split(), *files], check=True, capture_output=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    machine = address_of(sandbox).removeprefix("http://")
+    (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SANDBOX", machine))
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or sys.exit("nginx is not installed")
+    with subprocess.Popen([program, "-e", "error.log", "-p", folder, "-c", "nginx.conf"]) as process:
+        while process.poll() is None and not (folder / "pid").exists():  # written when it listens
+            time.sleep(0.05)
+        try:
+            http, https = f"http://{machine}", f"https://127.0.0.1:{port}"
+            yield {n: v.replace(http, https) for n, v in sandbox.items()} | {"REQUESTS_CA_BUNDLE": certificate}
+        finally:
+            process.terminate()
+
+
 def measured(command: list[str], environment: dict[str, str]) -> Measure:
     """Run a command to its end and measure it; it must succeed."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = threading.Thread(target=lambda: tail.append(process.stderr.read() if process.stderr else b""))
-    tail: list[bytes] = []
-    errors.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - started
-    errors.join()
-    if os.waitstatus_to_exitcode(status) != 0:
-        sys.exit(f"{shlex.join(command)} failed:\n{tail[0].decode()[-2000:]}")
+    with tempfile.TemporaryFile() as errors:
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{shlex.join(command)} failed:\n{errors.read().decode()[-2000:]}")
     return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def mine(place: Place, *arguments: str) -> list[str]:
-    """This program on the photos."""
-    return [sys.executable, str(ROOT / "mapillary_uploader.py"), "-d", str(place.photos), "-u", "demo", *arguments]
-
-
-def theirs(place: Place, command: str) -> list[str]:
-    """The official client on the photos."""
-    account = ["--user_name", "demo"] if command != "process" else []
-    program = [sys.executable, "-c", "from mapillary_tools.commands.__main__ import main; main()"]
-    return [*program, command, *account, "--desc_path", str(place.scratch / "description.json"), str(place.photos)]
-
-
-def their_environment(scratch: Path) -> dict[str, str]:
-    """A profile and empty caches for the official client."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    token = "user_upload_token = MLY|sandbox|demo-token"
-    (scratch / "config").write_text(f"[demo]\n{token}\nMAPSettingsUserKey = 1001\nMAPSettingsUsername = demo\n")
-    folders = {"MAPILLARY_UPLOAD_HISTORY_PATH": "history", "MAPILLARY_TOOLS_UPLOAD_CACHE_DIR": "cache", "HOME": "home"}
-    environment = {name: str(scratch / folder) for name, folder in folders.items()}
-    return environment | {"MAPILLARY_CONFIG_PATH": str(scratch / "config"), "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"}
-
-
-def make_photos(folder: Path, count: int, megabytes: float) -> Path:
-    """`count` photos of about so many megabytes, in sequences of 1,000."""
-    filler = max(0, int(megabytes * 1_000_000) - 4_000)
+def make_photos(folder: Path, count: int, megabytes: float) -> None:
+    """`count` photos of about so many megabytes, in sequences of 1,000; no two have the same picture."""
+    filler = max(100, int(megabytes * 1_000_000) - 4_000)
     for first in range(0, count, 1000):
         names = [f"GS{number:06d}_calculated.jpg" for number in range(first, min(first + 1000, count))]
         start = f"2021:07:{first // 1000 % 28 + 1:02d} 09:00:00Z"
-        sequence = factory.identifier("benchmark", first)
+        sequence = str(uuid.uuid5(uuid.NAMESPACE_URL, f"benchmark {first}"))
         photos = factory.tour(len(names), names=names, start=start, sequence_id=sequence, filler=filler)
         factory.write_tour(folder, photos)
-    return folder
 
 
-def forget(folder: Path) -> None:
-    """Remove what a run left."""
-    for name in ("mapillary_uploader.json", "mapillary_uploader.lock"):
-        (folder / name).unlink(missing_ok=True)
+def published(sandbox: dict[str, str]) -> int:
+    """How many photos the sandbox has; it forgets them."""
+    with urllib.request.urlopen(f"{address_of(sandbox)}/sandbox/stats") as answer:
+        photos = int(json.load(answer)["photos"])
+    reset = urllib.request.Request(f"{address_of(sandbox)}/sandbox/reset", method="POST", data=b"")
+    urllib.request.urlopen(reset).close()
+    return photos
 
 
-def reset(environment: dict[str, str]) -> dict[str, float]:
-    """What the sandbox has counted; it forgets it all."""
-    base = environment["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph")
-    with urllib.request.urlopen(f"{base}/sandbox/stats") as answer:
-        stats: dict[str, float] = json.load(answer)
-    urllib.request.urlopen(urllib.request.Request(f"{base}/sandbox/reset", method="POST", data=b"")).close()
-    return stats
-
-
-def upload(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
+def upload(bench: Bench) -> Results:
     """From start to published."""
-    results: dict[str, list[Measure]] = {MINE: [], THEIRS: []}
-    with running_sandbox(arguments.delay, arguments.bandwidth) as environment:
-        for number in range(arguments.rounds):
-            forget(place.photos)
-            results[MINE].append(measured(mine(place, "--workers", str(arguments.workers)), environment))
-            published = reset(environment)["photos"]
-            if published != arguments.photos:
-                sys.exit(f"{MINE} published {published} of {arguments.photos} photos")
-            if not arguments.alone:
-                scratch = Place(place.photos, place.scratch / f"theirs{number}")
-                own = environment | their_environment(scratch.scratch)
-                results[THEIRS].append(measured(theirs(scratch, "process_and_upload"), own))
-                reset(environment)
-    return results
+    options = bench.options
+    with contextlib.ExitStack() as running:
+        sandbox = running.enter_context(running_sandbox(options.delay, options.bandwidth))
+        tls = by_tls(sandbox, bench.scratch / "nginx") if options.tls else contextlib.nullcontext(sandbox)
+        environment = running.enter_context(tls)
+
+        def measure(program: str) -> Measure:
+            bench.resume.unlink(missing_ok=True)
+            if program == THEIRS:
+                measure = measured(
+                    bench.theirs("process_and_upload", "--user_name", "demo"), environment | bench.their_environment()
+                )
+            else:
+                measure = measured(bench.command(program, "--workers", str(options.workers)), environment)
+            if (photos := published(sandbox)) != options.photos:
+                sys.exit(f"{program} published {photos} of {options.photos} photos")
+            return measure
+
+        return bench.in_turn(measure, bench.programs)
 
 
-def check(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
+def check(bench: Bench) -> Results:
     """Reading, checking and describing, without a network."""
-    results: dict[str, list[Measure]] = {MINE: [], THEIRS: []}
-    for number in range(arguments.rounds):
-        results[MINE].append(measured(mine(place, "--dry-run"), {}))
-        if not arguments.alone:
-            scratch = Place(place.photos, place.scratch / f"theirs{number}")
-            results[THEIRS].append(measured(theirs(scratch, "process"), their_environment(scratch.scratch)))
-    return results
+
+    def measure(program: str) -> Measure:
+        if program == THEIRS:
+            return measured(bench.theirs("process"), bench.their_environment())
+        return measured(bench.command(program, "--dry-run"), {})
+
+    return bench.in_turn(measure, bench.programs)
 
 
-def again(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
+def again(bench: Bench) -> Results:
     """A run over a folder that is published already."""
-    with running_sandbox(0, None) as environment:
-        measured(mine(place), environment)
-        return {MINE: [measured(mine(place), environment) for _ in range(arguments.rounds)]}
+    done: dict[str, bytes] = {}
+    with running_sandbox() as environment:
+
+        def measure(program: str) -> Measure:
+            bench.resume.write_bytes(done[program])
+            return measured(bench.command(program), environment)
+
+        programs = [program for program in bench.programs if program != THEIRS]
+        for program in programs:
+            measured(bench.command(program), environment)
+            done[program] = bench.resume.read_bytes()
+            bench.resume.unlink()
+        return bench.in_turn(measure, programs)
 
 
-def save(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
-    """The share of a run that goes into saving the resume file (wall, CPU: of the saves alone)."""
-    code = (
-        "import sys, time, mapillary_uploader as m; spent = []; old = m.Resume.save\n"
-        "def save(self):\n    a, b = time.monotonic(), time.process_time(); old(self)\n"
-        "    spent.append((time.monotonic() - a, time.process_time() - b))\n"
-        "m.Resume.save = save; start = time.monotonic(); m.cli(sys.argv[1:])\n"
-        "wall = sum(one for one, _ in spent); total = time.monotonic() - start\n"
-        "print(f'{len(spent)} saves, {wall:.2f} s of {total:.1f} s: {100 * wall / total:.1f} %')"
-    )
-    with running_sandbox(arguments.delay, arguments.bandwidth) as environment:
-        command = [sys.executable, "-c", code, *mine(place, "--quiet")[2:]]
-        subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True)
+def save(bench: Bench) -> Results:
+    """The share of a run that goes into saving the resume file."""
+    with running_sandbox(bench.options.delay, bench.options.bandwidth) as environment:
+        command = [sys.executable, "-c", SAVING, *bench.command(MINE, "--quiet")[1:]]
+        subprocess.run(command, env=os.environ | environment, stdout=sys.stdout, check=True)
     return {}
 
 
-def raw_speed(arguments: argparse.Namespace, place: Place) -> dict[str, list[Measure]]:
+def raw_speed(bench: Bench) -> Results:
     """What the sandbox takes from four raw socket writers: photos of 2 MB, as fast as they can."""
-    photo = factory.noise(2_000_000, "raw")
-    with running_sandbox(0, None) as environment:
-        address = environment["MAPILLARY_UPLOAD_ENDPOINT"]
-        host, path = address.removeprefix("http://").split("/", 1)
+    photo = random.Random("raw").randbytes(2_000_000)
+    with running_sandbox() as environment:
+        host, path = environment["MAPILLARY_UPLOAD_ENDPOINT"].removeprefix("http://").split("/", 1)
         machine, port = host.split(":")
 
         def write(writer: int) -> None:
@@ -205,42 +277,29 @@ def raw_speed(arguments: argparse.Namespace, place: Place) -> dict[str, list[Mea
                     connection.recv(65536)
 
         started = time.monotonic()
-        writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
+        with ThreadPoolExecutor(4) as writers:
+            list(writers.map(write, range(4)))
         print(f"raw socket writers: {4 * 200 * len(photo) / 1e6 / (time.monotonic() - started):,.0f} MB/s")
     return {}
 
 
-def table(results: dict[str, list[Measure]], photos: int) -> str:
-    """Medians and ratios as a Markdown table."""
-    lines = ["| | wall s | CPU ms a photo | peak MB |", "|---|---|---|---|"]
-    medians = {}
-    for program, runs in results.items():
-        if runs:
-            columns = zip(*((run.wall, run.cpu, run.memory) for run in runs))
-            wall, cpu, memory = (statistics.median(column) for column in columns)
-            medians[program] = (wall, cpu, memory)
-            lines.append(f"| {program} ({len(runs)} runs) | {wall:.2f} | {1000 * cpu / photos:.2f} | {memory:.0f} |")
-    if len(medians) == 2:
-        ratios = (other / own for own, other in zip(medians[MINE], medians[THEIRS]))
-        lines.append("| ratio, theirs ÷ ours | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
-    return "\n".join(lines)
-
-
-def against_limits(arguments: argparse.Namespace, runs: list[Measure]) -> str:
-    """How near an upload comes to what the line allows: its round trips alone (photos, /me, manifest, publish), its rate."""
-    wall = statistics.median(run.wall for run in runs)
-    lines = []
-    if arguments.delay:
-        trips = -(-arguments.photos // arguments.workers) + 3
-        lines.append(f"ours ÷ {trips} round trips: {1000 * wall / (trips * arguments.delay):.2f}")
-    if arguments.bandwidth:
-        rate = arguments.photos * arguments.megabytes / wall
-        lines.append(f"ours: {100 * rate / arguments.bandwidth:.0f} % of the line's rate")
-    return "\n".join(lines)
+def table(options: argparse.Namespace, results: Results) -> Iterator[str]:
+    """Medians and ratios as a Markdown table, then how near an upload comes to what the line allows."""
+    yield from ("| | wall s | CPU ms a photo | peak MB |", "|---|---|---|---|")
+    medians = {program: Measure(*map(statistics.median, zip(*runs))) for program, runs in results.items()}
+    ours = medians[MINE]
+    for program, (wall, cpu, memory) in medians.items():
+        name = f"{program} ({len(results[program])} runs)"
+        yield f"| {name} | {wall:.2f} | {1000 * cpu / options.photos:.2f} | {memory:.0f} |"
+    for program in list(medians)[1:]:
+        ratios = (f"{other / own:.2f}" for own, other in zip(ours, medians[program]))
+        yield f"| ratio, {program} ÷ ours | {' | '.join(ratios)} |"
+    if options.delay:
+        trips = -(-options.photos // options.workers) + 3  # and /me, the manifest, the publish
+        yield f"ours ÷ {trips} round trips: {1000 * ours.wall / (trips * options.delay):.2f}"
+    if options.bandwidth:
+        rate = options.photos * options.megabytes / ours.wall
+        yield f"ours: {100 * rate / options.bandwidth:.0f} % of the line's rate"
 
 
 def main() -> None:
@@ -252,23 +311,22 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=0.0, help="size of a photo; 0: a few KB")
     parser.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
     parser.add_argument("--bandwidth", type=float, help="MB/s of the line, in all")
+    parser.add_argument("--tls", action="store_true", help="by way of an nginx that ends TLS")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="without mapillary_tools")
-    arguments = parser.parse_args()
+    parser.add_argument("--before", type=Path, metavar="FILE", help="another edition of the module to compare with")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        photos = Path(scratch) / "photos"
-        if arguments.what != "sandbox":
+        bench = Bench(options, Path(scratch))
+        if options.what != "sandbox":
             # In a process of its own: a child's peak memory counts from what its parent had
-            maker = multiprocessing.Process(target=make_photos, args=(photos, arguments.photos, arguments.megabytes))
+            making = (bench.photos, options.photos, options.megabytes)
+            maker = multiprocessing.Process(target=make_photos, args=making)
             maker.start()
             maker.join()
-        place = Place(photos, Path(scratch))
-        results = measures[arguments.what](arguments, place)
-        if results:
-            print(table(results, arguments.photos))
-            print(against_limits(arguments, results[MINE]))
-        shutil.rmtree(photos, ignore_errors=True)
+        if results := measures[options.what](bench):
+            print(*table(options, results), sep="\n")
 
 
 if __name__ == "__main__":

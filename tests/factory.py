@@ -2,8 +2,7 @@
 
 EXIF, XMP and JPEG segments are built and read back by this file's own code, so that every oddity can be made and so that
 nothing here shares a mistake with the module under test. Pillow only draws and encodes the pixels, once for each size.
-
-Everything is deterministic: the same call gives the same bytes (with the same Pillow).
+Everything is deterministic: the same call gives the same bytes (with the same Pillow). A word that isn't known raises.
 
 A good photo is `photo_bytes()`, a folder of them `write_tour(folder, tour(12))`. Each layer can be had by itself:
 
@@ -11,11 +10,22 @@ A good photo is `photo_bytes()`, a folder of them `write_tour(folder, tour(12))`
     tiff()                 the TIFF block of EXIF          xmp()         the XMP packet
     jpeg()                 the file around them            segment()     one raw segment, for `jpeg(layout=…)`
 
-and read back with `segments`, `description_of`, `slot_of` and `entries_of`.
+and read back with `segments`, `description_of`, `slot_of` and `entries_of`. Rarer oddities are made of these by hand:
+`xmp=factory.xmp().replace(b"GPano", b"pano")`, `extra=[("0th", 0x010E, 7, 4, b"text")]`, `photo_bytes()[:-2]`.
+
+**Pictures.** Each photo has some bytes of its own in its scan, made from `picture`, a word that names what was seen. In a
+tour it is made from start, place and number in the tour, whatever the photos are called and how they are tagged:
+
+    tour(8, names="X{}.jpg")                the same photos under other names
+    tour(8, sequence_id="anew")             the same photos tagged anew: same pictures, other ids
+    tour(8, picture="again")                the same photos stitched anew: same JSON, other pictures
+    tour(2, step_s=0, spacing=0)            a burst: same time and place, other pictures and ids
+    photo_bytes(record, picture="twin")     the same for one photo; without `picture` it follows from time and place
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
@@ -24,11 +34,9 @@ import random
 import re
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -38,63 +46,33 @@ Json = dict[str, Any]
 Changes = Mapping[str, object]
 Order = Literal["<", ">"]
 Size = tuple[int, int]
-Extra = tuple[str, int, int, int, bytes]
+Position = tuple[float, float]  # latitude, longitude
+Row = tuple[int, int, int, bytes]  # of an IFD: tag, type, count, value (up to 4 bytes stand in the row itself)
 
 
-class Removed:
-    """The type of REMOVED."""
-
-
-REMOVED: Final = Removed()
+REMOVED: Final = object()
 """As a value in `changes`: delete that key. As a photo's JSON: no ImageDescription at all."""
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
 TYPE_SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-IMAGE_DESCRIPTION: Final = 0x010E
-GPANO: Final = "http://ns.google.com/photos/1.0/panorama/"
+IMAGE_DESCRIPTION, EXIF_IFD, GPS_IFD = 0x010E, 0x8769, 0x8825
 XMP_HEADER: Final = b"http://ns.adobe.com/xap/1.0/\0"
 EXIF_HEADER: Final = b"Exif\0\0"
 NAMESPACE: Final = uuid.UUID("5d5b2b0c-2b8e-5c0e-9d0e-3f6c6d2f7a11")
-EARTH_RADIUS_M: Final = 6_371_008.8
+DEGREE_M: Final = 111_195.08  # metres of a degree of latitude
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Positions on the globe
-# ---------------------------------------------------------------------------------------------------------------------
+def known(word: str, words: Mapping[str, Any]) -> Any:
+    """What the word stands for. Raises ValueError if it isn't one of the words."""
+    if word not in words:
+        raise ValueError(f"{word!r} is none of {', '.join(words)}")
+    return words[word]
 
 
-def distance(start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Great-circle distance in metres between two (latitude, longitude) in degrees."""
-    lat1, lon1, lat2, lon2 = map(math.radians, (*start, *end))
-    half = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
-    return 2 * EARTH_RADIUS_M * math.asin(math.sqrt(half))
-
-
-def bearing(start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Initial great-circle bearing in degrees, [0, 360), from one (latitude, longitude) to another."""
-    lat1, lon1, lat2, lon2 = map(math.radians, (*start, *end))
-    east = math.sin(lon2 - lon1) * math.cos(lat2)
-    north = math.cos(lat1) * math.sin(lat2) - math.sin(lat1) * math.cos(lat2) * math.cos(lon2 - lon1)
-    return math.degrees(math.atan2(east, north)) % 360
-
-
-def destination(start: tuple[float, float], heading: float, metres: float) -> tuple[float, float]:
-    """The (latitude, longitude) that lies so many metres from `start` in direction `heading` (degrees)."""
-    lat, lon, course, angle = *map(math.radians, start), math.radians(heading), metres / EARTH_RADIUS_M
-    lat2 = math.asin(math.sin(lat) * math.cos(angle) + math.cos(lat) * math.sin(angle) * math.cos(course))
-    east = math.sin(course) * math.sin(angle) * math.cos(lat)
-    lon2 = lon + math.atan2(east, math.cos(angle) - math.sin(lat) * math.sin(lat2))
-    return math.degrees(lat2), (math.degrees(lon2) + 540) % 360 - 180
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sequence Maker's JSON
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Sequence Maker's JSON ----
 
 _UPLOADER_PHOTO_KEYS = ("photo_from_video", "nadir_added", "blur_added", "gps_track_added", "gps_modified", "tags")
 _UPLOADER_SEQUENCE_KEYS = ("sequence_name", "sequence_description", "transport_type")
-_ZERO_CONNECTION = {"distance_mtrs": 0.0, "elevation_mtrs": 0.0, "heading_deg": 0.0, "adj_heading_deg": 0.0}
-_ZERO_CONNECTION |= {"pitch_deg": 0.0, "time_sec": 0.0, "speed_kmh": 0}
 
 
 def identifier(*parts: object) -> str:
@@ -106,14 +84,9 @@ def sequence_maker_json(changes: Changes | None = None) -> Json:
     """One photo's object as Sequence Maker writes it: all its keys, the misspelt ones too, in its order.
 
     `changes` sets values by dotted keys, {"photo.original_latitude": 51.5, "sequence.id": REMOVED}. The photo stands by
-    itself (no connections); `connection` makes one.
+    itself: it has no connections.
     """
-    record = {"photo": _photo_object(), "sequence": _sequence_object()}
-    return changed(record, changes or {})
-
-
-def _photo_object() -> Json:
-    return {
+    photo: Json = {
         "id": identifier("photo"),
         "original_GPSDateTime": "2021:07:29 09:16:54Z",
         "original_originalDateTime": "2021:07:29 11:16:54",
@@ -137,10 +110,7 @@ def _photo_object() -> Json:
         **{f"uploader_{key}": None for key in _UPLOADER_PHOTO_KEYS},
         "connections": {},
     }
-
-
-def _sequence_object() -> Json:
-    return {
+    sequence = {
         "id": identifier("sequence"),
         "distance_km": 0.0,
         "earliest_time": "2021:07:29 09:16:54Z",
@@ -149,6 +119,7 @@ def _sequence_object() -> Json:
         "average_speed_kmh": 0.0,
         **{f"uploader_{key}": None for key in _UPLOADER_SEQUENCE_KEYS},
     }
+    return changed({"photo": photo, "sequence": sequence}, changes or {})
 
 
 def changed(record: Json, changes: Changes) -> Json:
@@ -161,30 +132,11 @@ def changed(record: Json, changes: Changes) -> Json:
         place = result
         for key in path:
             place = place.setdefault(key, {})
-        if isinstance(value, Removed):
+        if value is REMOVED:
             place.pop(last, None)
         else:
             place[last] = value
     return result
-
-
-def connection(metres: float, heading: float, seconds: float = 2, elevation: float = 0.0) -> Json:
-    """A connection to a neighbour, as Sequence Maker writes it; negative metres and seconds for the one before.
-
-    Its arithmetic is kept: "pitch" is elevation over distance, so 0 metres give NaN or an infinity; 0 seconds, speed 0.
-    """
-    entry: Json = {"distance_mtrs": metres, "elevation_mtrs": elevation, "heading_deg": heading}
-    entry["pitch_deg"] = _ratio(elevation, abs(metres))
-    entry["time_sec"] = seconds
-    entry["speed_kmh"] = metres / seconds * 3.6 if seconds else 0
-    return entry
-
-
-def _ratio(above: float, below: float) -> float:
-    """above / below as numpy has it."""
-    if below:
-        return above / below
-    return math.copysign(math.inf, above) if above else math.nan
 
 
 def json_bytes(record: object) -> bytes:
@@ -192,72 +144,7 @@ def json_bytes(record: object) -> bytes:
     return json.dumps(record).encode("ascii")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# EXIF: the TIFF block
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One IFD entry. `at` is for a value that doesn't follow its IFD: an offset, or the name of a place in the block."""
-
-    tag: int
-    kind: int
-    count: int
-    value: bytes
-    at: int | str | None = None
-
-    @property
-    def stored(self) -> bytes:
-        """What follows the IFD: the value, unless it fits the entry itself or stands elsewhere; of even length."""
-        return b"" if self.at is not None or len(self.value) <= 4 else self.value + b"\0" * (len(self.value) % 2)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a photo's EXIF says; fields as the arguments of `tiff`."""
-
-    latitude: float = 51.5294417
-    longitude: float = -0.1538283
-    altitude: float = 92.86
-    heading: float | None = 350.0
-    taken: str | None = "2021:07:29 11:16:54"
-    gps_time: str | None = "2021:07:29 09:16:54Z"
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Makes IFD entries in one byte order."""
-
-    order: Order
-
-    def text(self, tag: int, value: str | bytes) -> Entry:
-        """An ASCII entry with its NUL."""
-        raw = (value.encode() if isinstance(value, str) else value) + b"\0"
-        return Entry(tag, ASCII, len(raw), raw)
-
-    def raw(self, tag: int, value: bytes, kind: int = UNDEFINED) -> Entry:
-        """Bytes as they are."""
-        return Entry(tag, kind, len(value), value)
-
-    def short(self, tag: int, value: int) -> Entry:
-        """One unsigned 16-bit number."""
-        return Entry(tag, SHORT, 1, struct.pack(self.order + "H", value))
-
-    def long(self, tag: int, value: int) -> Entry:
-        """One unsigned 32-bit number."""
-        return Entry(tag, LONG, 1, struct.pack(self.order + "I", value))
-
-    def rational(self, tag: int, *values: float, scale: int = 1) -> Entry:
-        """Fractions, each value as round(value × scale) / scale."""
-        numbers = [number for value in values for number in (round(value * scale), scale)]
-        return Entry(tag, RATIONAL, len(values), struct.pack(f"{self.order}{len(numbers)}I", *numbers))
-
-    def degrees(self, tag: int, value: float) -> Entry:
-        """Degrees, minutes and seconds to a 10,000th of a second."""
-        ticks = round(abs(value) * 36_000_000)
-        numbers = (ticks // 36_000_000, 1, ticks // 600_000 % 60, 1, ticks % 600_000, 10_000)
-        return Entry(tag, RATIONAL, 3, struct.pack(self.order + "6I", *numbers))
+# ---- EXIF: the TIFF block ----
 
 
 def tiff(
@@ -265,148 +152,129 @@ def tiff(
     *,
     order: Order = ">",
     orientation: int | None = 1,
-    offset_time_original: str | bytes | None = None,
-    sub_sec_time_original: str | bytes | None = None,
-    make: str | bytes | None = "Sample",
-    model: str | bytes | None = "Panorama 1",
-    facts: Facts = Facts(),
-    gps: bool = True,
-    exif_ifd: bool = True,
+    offset_time_original: str | None = None,
+    sub_sec_time_original: str | None = None,
+    make: str | None = "Sample",
+    model: str | None = "Panorama 1",
+    position: Position = (51.5294417, -0.1538283),
+    taken: str | None = "2021:07:29 11:16:54",
+    gps_time: str | None = "2021:07:29 09:16:54Z",
     size: Size = (64, 32),
     thumbnail: bytes | None = None,
     maker_note: bytes | None = None,
-    xp_title: bytes | None = None,
-    extra: Sequence[Extra] = (),
+    extra: Sequence[tuple[str, int, int, int, bytes]] = (),
     description_at: Literal["first", "last"] = "first",
-    description_type: int = ASCII,
-    description_count: int | None = None,
-    description_offset: int | None = None,
-    no_terminator: bool = False,
-    byte_order_mark: bytes | None = None,
-    magic: int = 42,
 ) -> bytes:
-    """The TIFF block of an EXIF segment, without `Exif\\0\\0`.
+    """The TIFF block of an EXIF segment, without `Exif\\0\\0`. What is None is left out.
 
-    description is the value of ImageDescription (a NUL is added unless no_terminator); None leaves the tag out.
-    description_at "first" puts it first of all values, as ExifTool does, "last" at the very end of the block.
-    description_type, _count and _offset write an entry that says something else than is there.
-    extra is (ifd, tag, type, count, value): ifd "0th", "exif", "gps" or "1st", value as raw bytes in the block's order; it
-    replaces the factory's own entry of that tag. byte_order_mark and magic spoil the header.
+    description is the value of ImageDescription, without its NUL. description_at "first" puts it first of all values, as
+    ExifTool does, "last" at the very end of the block. extra is (ifd, tag, type, count, value): ifd "0th", "exif", "gps" or
+    "1st", value as raw bytes in the block's order; it replaces the factory's own entry of that tag.
     """
-    make_entries = Entries(order)
-    ifds = {"0th": _main_entries(make_entries, make, model, orientation, facts, xp_title)}
-    if exif_ifd:
-        ifds["exif"] = _exif_entries(make_entries, facts, size, offset_time_original, sub_sec_time_original, maker_note)
-        ifds["0th"].append(Entry(0x8769, LONG, 1, b"", at="exif"))
-    if gps:
-        ifds["gps"] = _gps_entries(make_entries, facts)
-        ifds["0th"].append(Entry(0x8825, LONG, 1, b"", at="gps"))
+    mark: bytes = known(order, {"<": b"II", ">": b"MM"})
+    texts = {0x010F: make, 0x0110: model, 0x0131: "factory 1.0", 0x0132: taken}
+    main = [(0x011A, 72), (0x011B, 72)]
+    ifds = {
+        "0th": [*_texts(texts), *(_fraction(order, *row) for row in main), _number(order, 0x0128, 2)],
+        "exif": _exif_rows(order, taken, offset_time_original, sub_sec_time_original, maker_note, size),
+        "gps": _gps_rows(order, position, gps_time),
+    }
+    ifds["0th"] += [] if orientation is None else [_number(order, 0x0112, orientation)]
+    ifds["0th"] += [_number(order, EXIF_IFD, 0, LONG), _number(order, GPS_IFD, 0, LONG)]
     if thumbnail is not None:
-        ifds["1st"] = _thumbnail_entries(make_entries, thumbnail)
-    value = b"" if description is None else description + (b"" if no_terminator else b"\0")
-    if description is not None:
-        count = len(value) // TYPE_SIZES.get(description_type, 1) if description_count is None else description_count
-        last = "tail" if description_at == "last" and len(value) > 4 else None
-        place = last if description_offset is None else description_offset
-        ifds["0th"].insert(0, Entry(IMAGE_DESCRIPTION, description_type, count, value, place))
-    for name, tag, kind, count, raw in extra:
-        _put(ifds.setdefault(name, []), Entry(tag, kind, count, raw))
-    header = (byte_order_mark or {"<": b"II", ">": b"MM"}[order]) + struct.pack(order + "HI", magic, 8)
-    tail = value if description_at == "last" and len(value) > 4 else b""
-    return header + _assembled(ifds, order, thumbnail or b"", tail)
+        ifds["1st"] = [_number(order, tag, value, LONG) for tag, value in ((0x0201, 0), (0x0202, len(thumbnail)))]
+        ifds["1st"].insert(0, _number(order, 0x0103, 6))
+    value = b"" if description is None else description + b"\0"
+    if value:
+        ifds["0th"].insert(0, (IMAGE_DESCRIPTION, ASCII, len(value), value))
+    for name, *row in extra:
+        _put(ifds.setdefault(name, []), tuple(row))  # type: ignore[arg-type]
+    last = known(description_at, {"first": False, "last": len(value) > 4})
+    return mark + struct.pack(order + "HI", 42, 8) + _assembled(ifds, order, thumbnail or b"", value if last else b"")
 
 
-def _put(entries: list[Entry], entry: Entry) -> None:
-    """Add an entry in place of any of the same tag."""
-    entries[:] = [other for other in entries if other.tag != entry.tag] + [entry]
+def _texts(values: Mapping[int, str | None]) -> list[Row]:
+    raw = {tag: value.encode() + b"\0" for tag, value in values.items() if value is not None}
+    return [(tag, ASCII, len(value), value) for tag, value in raw.items()]
 
 
-def _main_entries(
-    make_entries: Entries,
-    make: str | bytes | None,
-    model: str | bytes | None,
-    orientation: int | None,
-    facts: Facts,
-    xp_title: bytes | None,
-) -> list[Entry]:
-    e = make_entries
-    entries = [e.rational(0x011A, 72), e.rational(0x011B, 72), e.short(0x0128, 2), e.text(0x0131, "factory 1.0")]
-    entries += [e.text(tag, text) for tag, text in ((0x010F, make), (0x0110, model)) if text is not None]
-    entries += [] if orientation is None else [e.short(0x0112, orientation)]
-    entries += [] if facts.taken is None else [e.text(0x0132, facts.taken)]
-    entries += [] if xp_title is None else [e.raw(0x9C9B, xp_title, BYTE)]
-    return [*entries, e.short(0x0213, 1)]
+def _number(order: Order, tag: int, value: int, kind: int = SHORT) -> Row:
+    return tag, kind, 1, struct.pack(order + ("H" if kind == SHORT else "I"), value)
 
 
-def _exif_entries(
-    make_entries: Entries,
-    facts: Facts,
-    size: Size,
-    offset_time: str | bytes | None,
-    sub_sec: str | bytes | None,
-    maker_note: bytes | None,
-) -> list[Entry]:
-    e = make_entries
-    entries = [e.raw(0x9000, b"0231"), e.raw(0x9101, b"\1\2\3\0"), e.raw(0xA000, b"0100"), e.short(0xA001, 1)]
-    entries += [e.long(0xA002, size[0]), e.long(0xA003, size[1]), e.rational(0x829D, 2.8, scale=10)]
-    texts = ((0x9003, facts.taken), (0x9004, facts.taken), (0x9011, offset_time), (0x9291, sub_sec))
-    entries += [e.text(tag, text) for tag, text in texts if text is not None]
-    return entries + ([] if maker_note is None else [e.raw(0x927C, maker_note)])
+def _fraction(order: Order, tag: int, *values: float, scale: int = 1) -> Row:
+    """Fractions, each value as round(value × scale) / scale."""
+    numbers = [number for value in values for number in (round(value * scale), scale)]
+    return tag, RATIONAL, len(values), struct.pack(f"{order}{len(numbers)}I", *numbers)
 
 
-def _gps_entries(make_entries: Entries, facts: Facts) -> list[Entry]:
-    e = make_entries
-    entries = [e.raw(0, b"\2\3\0\0", BYTE), e.raw(5, bytes([facts.altitude < 0]), BYTE)]
-    entries += [e.text(1, "S" if facts.latitude < 0 else "N"), e.degrees(2, facts.latitude)]
-    entries += [e.text(3, "W" if facts.longitude < 0 else "E"), e.degrees(4, facts.longitude)]
-    entries += [e.rational(6, abs(facts.altitude), scale=1000)]
-    if facts.gps_time is not None:
-        numbers = [float(number) for number in re.split("[: ]", facts.gps_time.rstrip("Z"))[3:]]
-        entries += [e.rational(7, *numbers, scale=1000), e.text(0x1D, facts.gps_time[:10])]
-    if facts.heading is not None:
-        entries += [e.text(0x10, "T"), e.rational(0x11, facts.heading % 360, scale=1000)]
-    return entries
+def _exif_rows(
+    order: Order, taken: str | None, offset: str | None, sub_sec: str | None, maker_note: bytes | None, size: Size
+) -> list[Row]:
+    rows: list[Row] = [(0x9000, UNDEFINED, 4, b"0231"), (0x9101, UNDEFINED, 4, b"\1\2\3\0")]
+    rows += [_number(order, 0xA001, 1), _number(order, 0xA002, size[0], LONG), _number(order, 0xA003, size[1], LONG)]
+    rows += [_fraction(order, 0x829D, 2.8, scale=10)]
+    rows += _texts({0x9003: taken, 0x9004: taken, 0x9011: offset, 0x9291: sub_sec})
+    return rows + ([] if maker_note is None else [(0x927C, UNDEFINED, len(maker_note), maker_note)])
 
 
-def _thumbnail_entries(make_entries: Entries, thumbnail: bytes) -> list[Entry]:
-    e = make_entries
-    entries = [e.short(0x0103, 6), e.rational(0x011A, 72), e.rational(0x011B, 72), e.short(0x0128, 2)]
-    return [*entries, Entry(0x0201, LONG, 1, b"", at="thumbnail"), e.long(0x0202, len(thumbnail))]
+def _gps_rows(order: Order, position: Position, gps_time: str | None) -> list[Row]:
+    south, west = "NS"[position[0] < 0], "EW"[position[1] < 0]
+    rows: list[Row] = [(0, BYTE, 4, b"\2\3\0\0"), *_texts({1: south, 3: west})]
+    rows += [_fraction(order, tag, abs(value), 0, 0, scale=10**7) for tag, value in zip((2, 4), position)]
+    if gps_time is not None:
+        numbers = [float(number) for number in re.split("[: ]", gps_time.rstrip("Z"))[3:]]
+        rows += [_fraction(order, 7, *numbers, scale=1000), *_texts({0x1D: gps_time[:10]})]
+    return rows
 
 
-def _assembled(ifds: Mapping[str, list[Entry]], order: Order, thumbnail: bytes, tail: bytes) -> bytes:
-    """The IFDs one after the other from offset 8, each followed by its values; then the thumbnail; then the tail."""
+def _put(rows: list[Row], row: Row) -> None:
+    """Put a row in place of the one of the same tag, or at the end."""
+    places = [place for place, other in enumerate(rows) if other[0] == row[0]] or [len(rows)]
+    rows[places[0] : places[0] + 1] = [row]
+
+
+def _stored(value: bytes) -> bytes:
+    """What follows the IFD of a value, of even length."""
+    return value + b"\0" * (len(value) % 2) if len(value) > 4 else b""
+
+
+def _assembled(ifds: dict[str, list[Row]], order: Order, thumbnail: bytes, tail: bytes) -> bytes:
+    """The IFDs one after the other from offset 8, each followed by its values; then the thumbnail; then the tail.
+
+    The tail is ImageDescription's value, if it is to stand there.
+    """
+    if tail:
+        _put(ifds["0th"], (IMAGE_DESCRIPTION, ASCII, len(tail), b"goes"))
     places, end = {}, 8
-    for name, entries in ifds.items():
+    for name, rows in ifds.items():
         places[name] = end
-        end += 2 + 12 * len(entries) + 4 + sum(len(entry.stored) for entry in entries)
-    places |= {"thumbnail": end, "tail": end + len(thumbnail)}
+        end += 2 + 12 * len(rows) + 4 + sum(len(_stored(row[3])) for row in rows)
+    _put(ifds["0th"], _number(order, EXIF_IFD, places["exif"], LONG))
+    _put(ifds["0th"], _number(order, GPS_IFD, places["gps"], LONG))
+    if thumbnail:
+        _put(ifds["1st"], _number(order, 0x0201, end, LONG))
+    if tail:
+        place = struct.pack(order + "I", end + len(thumbnail))
+        _put(ifds["0th"], (IMAGE_DESCRIPTION, ASCII, len(tail), place))
     following = {"0th": places.get("1st", 0)}
-    blocks = [_ifd(ifds[name], places[name], order, places, following.get(name, 0)) for name in ifds]
+    blocks = [_ifd(rows, places[name], order, following.get(name, 0)) for name, rows in ifds.items()]
     return b"".join(blocks) + thumbnail + tail
 
 
-def _ifd(entries: list[Entry], start: int, order: Order, places: Mapping[str, int], following: int) -> bytes:
+def _ifd(rows: list[Row], start: int, order: Order, following: int) -> bytes:
     """One IFD as it stands at offset `start`: the table sorted by tag, the values in the order given."""
-    rows: list[tuple[int, bytes]] = []
-    place = start + 2 + 12 * len(entries) + 4
-    for entry in entries:
-        if entry.at is not None:
-            field = struct.pack(order + "I", places[entry.at] if isinstance(entry.at, str) else entry.at)
-        elif entry.stored:
-            field = struct.pack(order + "I", place)
-        else:
-            field = entry.value.ljust(4, b"\0")
-        place += len(entry.stored)
-        rows.append((entry.tag, struct.pack(order + "HHI", entry.tag, entry.kind, entry.count) + field))
-    table = b"".join(row for _, row in sorted(rows))
-    values = b"".join(entry.stored for entry in entries)
-    return struct.pack(order + "H", len(entries)) + table + struct.pack(order + "I", following) + values
+    table, values = [], b""
+    place = start + 2 + 12 * len(rows) + 4
+    for tag, kind, count, value in rows:
+        field = struct.pack(order + "I", place + len(values)) if len(value) > 4 else value.ljust(4, b"\0")
+        table.append((tag, struct.pack(order + "HHI", tag, kind, count) + field))
+        values += _stored(value)
+    fields = b"".join(field for _, field in sorted(table))
+    return struct.pack(order + "H", len(rows)) + fields + struct.pack(order + "I", following) + values
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# XMP
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- XMP ----
 
 
 @lru_cache(maxsize=256)
@@ -416,59 +284,34 @@ def xmp(
     cropped: tuple[int, int, int, int] | None = None,
     *,
     size: Size = (64, 32),
-    heading: float | None = None,
-    prefix: str = "GPano",
-    namespace: str = GPANO,
-    doctype: str = "",
-    extra: str = "",
-    padding: int = 0,
-    encoding: str = "utf-8",
 ) -> bytes:
     """An XMP packet with Google's panorama properties, without the segment's header.
 
-    projection None leaves the property out (so does None for anything that is left out here); cropped is (left, top,
-    width, height) of the part that `size` shows of a sphere twice as wide and high; extra is XML put beside the panorama's
-    description, doctype goes before the root, padding is how many spaces end the packet.
+    projection None leaves the property out; cropped is (left, top, width, height) of the part that `size` shows of a sphere
+    twice as wide and high.
     """
-    properties = _gpano_properties(projection, cropped, size, heading)
-    description = _xmp_description(properties, form, prefix, namespace)
-    text = (
-        f"<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>\n{doctype}<x:xmpmeta xmlns:x='adobe:ns:meta/'>\n"
-        f"<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>\n{description}{extra}</rdf:RDF>\n"
-        f"</x:xmpmeta>\n{' ' * padding}<?xpacket end='w'?>"
-    )
-    return text.encode(encoding)
-
-
-def _gpano_properties(
-    projection: str | None, cropped: tuple[int, int, int, int] | None, size: Size, heading: float | None
-) -> dict[str, str]:
     left, top, width, height = cropped or (0, 0, *size)
     full = (size[0] * 2, size[1] * 2) if cropped else size
     numbers = {"CroppedAreaLeftPixels": left, "CroppedAreaTopPixels": top, "FullPanoWidthPixels": full[0]}
     numbers |= {"CroppedAreaImageWidthPixels": width, "CroppedAreaImageHeightPixels": height}
-    numbers |= {"FullPanoHeightPixels": full[1]}
     properties = {} if projection is None else {"ProjectionType": projection, "UsePanoramaViewer": "True"}
-    properties |= {} if heading is None else {"PoseHeadingDegrees": f"{heading:.3f}"}
-    return properties | {name: str(number) for name, number in numbers.items()}
+    properties |= {name: str(number) for name, number in (numbers | {"FullPanoHeightPixels": full[1]}).items()}
+    attribute, element = "\n GPano:{0}='{1}'", " <GPano:{0}>{1}</GPano:{0}>\n"
+    start, pattern, end = known(
+        form, {"attribute": ("", attribute, "/>"), "element": (">\n", element, "</rdf:Description>")}
+    )
+    body = start + "".join(pattern.format(*item) for item in properties.items()) + end
+    return (
+        "<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>\n<x:xmpmeta xmlns:x='adobe:ns:meta/'>\n"
+        "<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>\n<rdf:Description rdf:about='' "
+        f"xmlns:GPano='http://ns.google.com/photos/1.0/panorama/'{body}\n</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end='w'?>"
+    ).encode()
 
 
-def _xmp_description(properties: Mapping[str, str], form: str, prefix: str, namespace: str) -> str:
-    start = f"<rdf:Description rdf:about='' xmlns:{prefix}='{namespace}'"
-    if form == "attribute":
-        return start + "".join(f"\n {prefix}:{name}='{value}'" for name, value in properties.items()) + "/>\n"
-    inner = "".join(f" <{prefix}:{name}>{value}</{prefix}:{name}>\n" for name, value in properties.items())
-    return f"{start}>\n{inner}</rdf:Description>\n"
+# ---- JPEG ----
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# JPEG
-# ---------------------------------------------------------------------------------------------------------------------
-
-COMMENT: Final = b"a comment with \xff\xe1\x00\x10Exif\0\0, \xff\xda and \xff\xd9 in it"
 JFIF: Final = b"JFIF\0\1\1\0\0\1\0\1\0\0"
-Kind = Literal["baseline", "progressive", "cmyk", "gray"]
-_MODES: Final = {"cmyk": "CMYK", "gray": "L"}
+KINDS: Final = {"baseline": "RGB", "progressive": "RGB", "cmyk": "CMYK", "grayscale": "L"}
 _MPF_SIZE: Final = 90
 _MPF_BLANK: Final = b"\xff\xe2" + struct.pack(">H", _MPF_SIZE - 2) + b"MPF\0" + b"?" * (_MPF_SIZE - 8)
 
@@ -478,8 +321,10 @@ def segment(marker: int, payload: bytes, length: int | None = None) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(payload) + 2 if length is None else length) + payload
 
 
-def exif_segments(block: bytes) -> bytes:
+def exif_segments(block: bytes | None) -> bytes:
     """A TIFF block as EXIF segments: one, or, where it is longer than one can be, several that continue each other."""
+    if block is None:
+        return b""
     step = 0xFFFF - 2 - len(EXIF_HEADER)
     pieces = [block[start : start + step] for start in range(0, len(block), step)] or [b""]
     return b"".join(segment(0xE1, EXIF_HEADER + piece) for piece in pieces)
@@ -493,44 +338,42 @@ def jpeg(
     layout: Sequence[str | bytes] = ("exif", "xmp"),
     size: Size = (64, 32),
     sof_size: Size | None = None,
-    kind: Kind = "baseline",
+    kind: str = "baseline",
     image: bytes | None = None,
-    comment: bytes = COMMENT,
     fill: int = 3,
-    filler: int = 0,
-    seed: str = "",
-    eoi: bool = True,
+    picture: str = "",
+    filler: int = 16,
     second_image: bytes | None = None,
     trailer: bytes = b"",
-    pad_to: int | None = None,
+    pad_to: int = 0,
 ) -> bytes:
     """A JPEG file.
 
-    layout is the order of the head's segments: "jfif", "exif", "xmp", "exif2" (a second EXIF segment), "comment", "fill"
-    (FF fill bytes before the next marker), "mpf" (an index of two images; second_image then follows the first, as in a
-    GoPro MAX photo), "frame" (tables and frame header, at the end unless named), or raw bytes such as `segment(…)`. What is
-    None is left out. size is drawn, sof_size only claimed; image is a JPEG whose frame and scans are taken instead.
-    filler adds so many random bytes (never FF, from `seed`) between the last pixel and the end-of-image marker: a file as
-    big as wanted, that can't be compressed and still decodes (readers skip stray bytes there). eoi False leaves the marker
-    out. Then come the trailer and zeros up to pad_to bytes.
+    layout is the order of the head's segments: "jfif", "exif", "xmp", "exif2" (a second EXIF segment), "fill" (FF fill bytes
+    before the next marker), "mpf" (an index of two images; second_image then follows the first, as in a GoPro MAX photo),
+    "frame" (tables and frame header, at the end unless named), or raw bytes such as `segment(…)`. What is None is left out.
+    size is drawn, sof_size only claimed, kind one of KINDS; image is a JPEG whose frame and scans are taken instead.
+    filler is how many random bytes (never FF, from `picture`) stand between the last pixel and the end-of-image marker: they
+    tell pictures apart, make a file as big as wanted, can't be compressed, and readers skip them. Then come the trailer and
+    zeros up to pad_to bytes.
     """
     frame, scans = _frame_and_scans(image or encoded(size, kind))
     parts = {
         "jfif": segment(0xE0, JFIF),
-        "exif": b"" if exif is None else exif_segments(exif),
-        "exif2": b"" if exif2 is None else exif_segments(exif2),
+        "exif": exif_segments(exif),
+        "exif2": exif_segments(exif2),
         "xmp": b"" if xmp is None else segment(0xE1, XMP_HEADER + xmp),
-        "comment": segment(0xFE, comment),
         "fill": b"\xff" * fill,
         "mpf": _MPF_BLANK,
         "frame": frame if sof_size is None else _claiming(frame, sof_size),
     }
-    order = layout if "frame" in layout else (*layout, "frame")
-    head = b"".join(item if isinstance(item, bytes) else parts[item] for item in order)
-    data = b"".join((b"\xff\xd8", head, scans, noise(filler, seed), b"\xff\xd9" if eoi else b""))
-    if "mpf" in layout:
+    order = layout if second_image is None or "mpf" in layout else (*layout, "mpf")
+    order = order if "frame" in order else (*order, "frame")
+    head = b"".join(item if isinstance(item, bytes) else known(item, parts) for item in order)
+    data = b"".join((b"\xff\xd8", head, scans, noise(filler, picture), b"\xff\xd9"))
+    if "mpf" in order:
         data = _with_second_image(data, second_image or encoded((32, 16)))
-    return (data + trailer).ljust(pad_to or 0, b"\0")
+    return (data + trailer).ljust(pad_to, b"\0")
 
 
 def noise(size: int, seed: str = "") -> bytes:
@@ -541,15 +384,14 @@ def noise(size: int, seed: str = "") -> bytes:
 
 
 @lru_cache(maxsize=64)
-def encoded(size: Size = (64, 32), kind: Kind = "baseline") -> bytes:
+def encoded(size: Size = (64, 32), kind: str = "baseline") -> bytes:
     """A drawn picture of that size as Pillow writes it (good as a thumbnail, too)."""
     picture = Image.new("RGB", size, (120, 170, 220))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, size[1] // 2, size[0], size[1]), fill=(90, 130, 70))
     draw.ellipse((size[0] // 8, size[1] // 8, size[0] // 4, size[1] * 3 // 8), fill=(250, 230, 120))
     file = io.BytesIO()
-    mode = _MODES.get(kind, "RGB")
-    picture.convert(mode).save(file, "JPEG", quality=60, optimize=True, progressive=kind == "progressive")
+    picture.convert(known(kind, KINDS)).save(file, "JPEG", quality=60, optimize=True, progressive=kind == "progressive")
     return file.getvalue()
 
 
@@ -563,14 +405,10 @@ def _frame_and_scans(image: bytes) -> tuple[bytes, bytes]:
     return b"".join(segment(part.marker, part.payload) for part in kept), image[first_scan.offset : end]
 
 
-def _is_frame_header(marker: int) -> bool:
-    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-
-
 def _claiming(frame: bytes, size: Size) -> bytes:
     """The same tables with other dimensions in the frame header."""
     found = segments(b"\xff\xd8" + frame)
-    offset = next(part.offset for part in found if _is_frame_header(part.marker)) - 2
+    offset = next(part.offset for part in found if part.marker in (0xC0, 0xC1, 0xC2)) - 2
     return frame[: offset + 5] + struct.pack(">HH", size[1], size[0]) + frame[offset + 9 :]
 
 
@@ -582,53 +420,43 @@ def _with_second_image(data: bytes, second: bytes) -> bytes:
     table = struct.pack(">HHI4s", 0xB000, UNDEFINED, 4, b"0100") + struct.pack(">HHII", 0xB001, LONG, 1, 2)
     table += struct.pack(">HHII", 0xB002, UNDEFINED, len(pictures), 50)
     index = b"MM" + struct.pack(">HIH", 42, 8, 3) + table + struct.pack(">I", 0) + pictures
-    filled = segment(0xE2, b"MPF\0" + index)
-    assert len(filled) == _MPF_SIZE
-    return data[:place] + filled + data[place + _MPF_SIZE :] + second
+    return data[:place] + segment(0xE2, b"MPF\0" + index) + data[place + _MPF_SIZE :] + second
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Photos and tours
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- photos and tours ----
+
+START: Final = "2021:07:29 09:16:54Z"
+Method = Literal["timegps", "timecapture", "filename"]
+_TIME: Final = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d(\.\d+)?Z?")
 
 
 def photo_bytes(record: object = None, **options: Any) -> bytes:
     """A photo in one call: a good one unless the options say otherwise.
 
     record is Sequence Maker's object (`sequence_maker_json()` if None), or text or bytes that stand in its place, or REMOVED
-    for no ImageDescription. EXIF's position, times, make and model follow the object. options are those of `tiff`, `xmp` (as
-    projection, form, cropped, prefix, namespace, doctype, padding, xmp_extra) and `jpeg`; exif=None or xmp=None leaves
-    the whole segment out, exif=b"…" or xmp=b"…" puts other bytes there.
+    for no ImageDescription. EXIF's position, times, make and model follow the object, and so does the picture: from its times
+    and place. options are those of `tiff`, `xmp` and `jpeg`; exif=None or xmp=None leaves the whole segment out, exif=b"…" or
+    xmp=b"…" puts other bytes there.
     """
-    if record is None:
-        record = sequence_maker_json()
-    settings: dict[str, Any] = {"size": (64, 32), **_from_record(record), **options}
-    settings.setdefault("description", _description_text(record))
-    exif = settings.pop("exif") if "exif" in settings else tiff(**_chosen(settings, _TIFF_OPTIONS))
-    if "xmp" not in settings:
-        wanted = _chosen(settings, _XMP_OPTIONS)
-        settings["xmp"] = xmp(**wanted, extra=settings.get("xmp_extra", ""))
-    unknown = settings.keys() - _TIFF_OPTIONS - _XMP_OPTIONS - _JPEG_OPTIONS - {"xmp_extra"}
-    if unknown:
+    record = sequence_maker_json() if record is None else record
+    settings: dict[str, Any] = {"description": _description_text(record), **_from_record(record), **options}
+    if unknown := settings.keys() - set().union(*map(_options_of, (tiff, xmp, jpeg))):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
-    return jpeg(exif=exif, **_chosen(settings, _JPEG_OPTIONS))
+    made = {"exif": tiff(**_chosen(settings, tiff)), "xmp": xmp(**_chosen(settings, xmp))}
+    return jpeg(**{**made, **_chosen(settings, jpeg)})
 
 
-def _option_names(function: Callable[..., object], *but: str) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters) - frozenset(but)
+@lru_cache
+def _options_of(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
-_TIFF_OPTIONS: Final = _option_names(tiff)
-_XMP_OPTIONS: Final = _option_names(xmp, "extra", "heading")
-_JPEG_OPTIONS: Final = _option_names(jpeg, "exif")
-
-
-def _chosen(settings: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in names}
+def _chosen(settings: Json, function: Callable[..., object]) -> Json:
+    return {name: settings[name] for name in settings.keys() & _options_of(function)}
 
 
 def _description_text(record: object) -> bytes | None:
-    if isinstance(record, Removed):
+    if record is REMOVED:
         return None
     if isinstance(record, bytes):
         return record
@@ -636,214 +464,143 @@ def _description_text(record: object) -> bytes | None:
 
 
 def _from_record(record: object) -> dict[str, Any]:
-    """The options for EXIF that follow from a photo's JSON, as far as it makes sense."""
+    """The options that follow from a photo's JSON, as far as it makes sense."""
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(record) if isinstance(record, (str, bytes)) else record
     photo = record.get("photo") if isinstance(record, dict) else None
     if not isinstance(photo, dict):
-        return {}
-    options: dict[str, Any] = {"facts": _facts(photo), "seed": str(photo.get("id"))}
-    make, model = photo.get("original_camera_make"), photo.get("original_camera_model")
-    options |= {"make": make} if isinstance(make, str) and make.isprintable() else {}
-    return options | ({"model": model} if isinstance(model, str) and model.isprintable() else {})
-
-
-def _facts(photo: Json) -> Facts:
-    facts = Facts()
-    latitude = _number(photo.get("original_latitude"), -90, 90, facts.latitude)
-    longitude = _number(photo.get("original_longitude"), -180, 180, facts.longitude)
-    altitude = _number(photo.get("original_altitude"), -12_000, 100_000, facts.altitude)
-    heading = _number(photo.get("original_heading"), -1000, 1000, math.nan)
+        return {"picture": repr(record)}
     taken, gps_time = photo.get("original_originalDateTime"), photo.get("original_GPSDateTime")
-    return Facts(
-        latitude=latitude,
-        longitude=longitude,
-        altitude=altitude,
-        heading=None if math.isnan(heading) else heading,
-        taken=taken[:19] if isinstance(taken, str) and _TIME.match(taken) else None,
-        gps_time=gps_time if isinstance(gps_time, str) and _TIME.fullmatch(gps_time) else None,
-    )
+    latitude, longitude = photo.get("original_latitude"), photo.get("original_longitude")
+    options: dict[str, Any] = {"picture": f"{gps_time} {taken} {latitude} {longitude}"}
+    options["taken"] = taken[:19] if isinstance(taken, str) and _TIME.match(taken) else None
+    options["gps_time"] = gps_time if isinstance(gps_time, str) and _TIME.fullmatch(gps_time) else None
+    if isinstance(latitude, float) and isinstance(longitude, float) and abs(latitude) <= 90 and abs(longitude) <= 180:
+        options["position"] = (latitude, longitude)
+    camera = {name: photo.get(f"original_camera_{name}") for name in ("make", "model")}
+    return options | {name: text for name, text in camera.items() if isinstance(text, str) and text.isprintable()}
 
 
-_TIME: Final = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d(\.\d+)?Z?")
+class Stop(NamedTuple):
+    """Where and when one photo of a tour was taken; the time by the clock that the tour's method uses."""
 
-
-def _number(value: object, low: float, high: float, otherwise: float) -> float:
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    return float(value) if usable and isinstance(value, (int, float)) else otherwise
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Where and when one photo of a tour was taken; heading None as by a camera without compass."""
-
-    latitude: float
-    longitude: float
+    position: Position
     altitude: float
+    heading: float
     time: datetime
-    heading: float | None
-
-    @property
-    def position(self) -> tuple[float, float]:
-        """(latitude, longitude)"""
-        return self.latitude, self.longitude
-
-
-Method = Literal["timegps", "timecapture", "filename"]
 
 
 def tour(
     count: int,
     *,
-    sequence_id: str | None = None,
-    start: str = "2021:07:29 09:16:54Z",
-    step_s: float = 2,
-    method: Method = "timegps",
-    latitude: float = 51.5294417,
-    longitude: float = -0.1538283,
-    altitude: float = 40.0,
-    climb: float = 0.5,
-    course: float = 75.0,
-    turn: float = 3.0,
-    spacing: float = 5.0,
-    headings: bool = True,
     names: str | Sequence[str] = "GS{:04d}_calculated.jpg",
     first: int = 1,
-    quirks: bool = False,
+    picture: str | None = None,
     every: Changes | None = None,
     changes: Mapping[int, Changes] | None = None,
     **options: Any,
 ) -> dict[str, bytes]:
     """The photos of a tour as Sequence Maker leaves them, by name.
 
-    The walk begins at latitude, longitude in direction `course` and turns by `turn` degrees a photo; `spacing` metres,
-    `step_s` seconds and `climb` metres from photo to photo. start is by the clock that the method uses. names is a format of
-    the number (from `first`) or a list. headings False: a camera without compass. quirks adds the bogus "null" connections
-    that some pandas versions cause. `every` changes each photo's JSON, `changes` those of one index, both as in
-    `sequence_maker_json`. options go to `photo_bytes`: size, filler, order, thumbnail and so on.
-    A longer tour from the same arguments has the same photo ids in the same sequence, then more.
+    names is a format of the number (from `first`) or a list. picture names what was seen (see above). `every` changes each
+    photo's JSON, `changes` those of one index, both as in `sequence_maker_json`. options go to `tour_json` and `photo_bytes`.
+    A longer tour from the same arguments has the same photos in the same sequence, then more.
     """
-    stops = _walk(count, start, step_s, (latitude, longitude), altitude, climb, course, turn, spacing, headings)
     filenames = [names.format(first + n) for n in range(count)] if isinstance(names, str) else list(names[:count])
-    key = sequence_id or identifier("tour", start, method, latitude, longitude, names)
-    records = tour_json(stops, filenames, sequence_id=key, method=method, quirks=quirks)
+    own: Json = {"start": START, "latitude": 51.5294417, "longitude": -0.1538283} | _chosen(options, tour_json)
+    rest = {name: value for name, value in options.items() if name not in own}
+    seen = picture or f"{own['start']} {own['latitude']} {own['longitude']}"
     photos = {}
-    for index, (name, record) in enumerate(zip(filenames, records, strict=True)):
-        edits = {**(every or {}), **(changes or {}).get(index, {})}
-        photos[name] = photo_bytes(changed(record, edits), **options)
+    for index, record in enumerate(tour_json(filenames, **own)):
+        edited = changed(record, {**(every or {}), **(changes or {}).get(index, {})})
+        photos[filenames[index]] = photo_bytes(edited, **{"picture": f"{seen} {index}", **rest})
     return photos
 
 
-def _walk(
-    count: int,
-    start: str,
-    step_s: float,
-    position: tuple[float, float],
-    altitude: float,
-    climb: float,
-    course: float,
-    turn: float,
-    spacing: float,
-    headings: bool,
-) -> list[Stop]:
-    time = parse_time(start)
-    stops: list[Stop] = []
-    for index in range(count):
-        course_here = (course + turn * index) % 360
-        moment = time + timedelta(seconds=step_s * index)
-        heading = round(course_here, 2) if headings else None
-        stops.append(Stop(*position, round(altitude + climb * index, 3), moment, heading))
-        if spacing:
-            latitude, longitude = destination(position, course_here, spacing)
-            position = round(latitude, 10), round(longitude, 10)
-    return stops
-
-
 def tour_json(
-    stops: Sequence[Stop],
     filenames: Sequence[str],
     *,
-    sequence_id: str,
+    start: str,
+    latitude: float,
+    longitude: float,
+    sequence_id: str | None = None,
+    step_s: float = 2,
     method: Method = "timegps",
-    quirks: bool = False,
-    folder: str = "/srv/pano/walk",
-    camera_clock_h: int = 2,
+    zone_h: float = 2,
+    altitude: float = 40.0,
+    course: float = 75.0,
+    turn: float = 3.0,
+    spacing: float = 5.0,
 ) -> list[Json]:
-    """What Sequence Maker writes into the photos of a tour, in order; camera_clock_h is the camera's zone (timegps)."""
-    ids = [identifier(sequence_id, index) for index in range(len(stops))]
-    legs = [_leg(here, there) for here, there in pairwise(stops)]
-    sequence = {**_sequence_object(), "id": sequence_id, **_sequence_figures(stops, legs)}
+    """What Sequence Maker writes into the photos of a tour, in order.
+
+    The walk begins at latitude, longitude in direction `course` and turns by `turn` degrees a photo; `spacing` metres,
+    `step_s` seconds and half a metre up from photo to photo. start is by the clock that the method uses; the camera's is
+    zone_h hours ahead of the GPS's. Photo ids follow from the sequence's, which follows from start and place if not given.
+    """
+    key = sequence_id or identifier("tour", start, latitude, longitude)
+    stops: list[Stop] = []
+    position, moment = (latitude, longitude), parse_time(start)
+    for index in range(len(filenames)):
+        heading, time = (course + turn * index) % 360, moment + timedelta(seconds=step_s * index)
+        stops.append(Stop(position, round(altitude + 0.5 * index, 3), round(heading, 2), time))
+        position = moved(position, heading, spacing)
+    legs = [_leg(here, there) for here, there in zip(stops, stops[1:])]
     records = []
-    for index, stop in enumerate(stops):
-        photo = {**_photo_object(), "id": ids[index], **_photo_figures(stop, method, camera_clock_h)}
-        photo["original_filename"] = f"{folder}/{filenames[index].replace('_calculated', '')}"
-        photo["connections"] = _connections(index, ids, legs, quirks)
-        records.append({"photo": photo, "sequence": sequence})
+    for index, (stop, filename) in enumerate(zip(stops, filenames)):
+        record = sequence_maker_json({"sequence.id": key, "photo.id": identifier(key, index)})
+        record["photo"] |= _photo_figures(stop, method, zone_h)
+        record["photo"]["original_filename"] = f"/srv/pano/walk/{filename.replace('_calculated', '')}"
+        record["photo"]["connections"] = _connections(index, key, legs)
+        records.append(record)
     return records
 
 
+def moved(start: Position, heading: float, metres: float) -> Position:
+    """The position so many metres away in direction `heading` (degrees); good for some kilometres."""
+    angle, here = math.radians(heading), math.radians(start[0])
+    north, east = metres * math.cos(angle) / DEGREE_M, metres * math.sin(angle) / DEGREE_M / math.cos(here)
+    return round(start[0] + north, 10), round((start[1] + east + 540) % 360 - 180, 10)
+
+
 def _leg(here: Stop, there: Stop) -> Json:
-    metres = distance(here.position, there.position)
-    heading = bearing(here.position, there.position) if metres else 0.0
-    seconds = (there.time - here.time).total_seconds()
-    whole = int(seconds) if seconds.is_integer() else seconds
-    return connection(metres, heading, whole, there.altitude - here.altitude)
+    """The connection to the next photo. Sequence Maker's arithmetic is kept: 0 metres give NaN, 0 seconds a speed of 0."""
+    north = there.position[0] - here.position[0]
+    east = ((there.position[1] - here.position[1] + 540) % 360 - 180) * math.cos(math.radians(here.position[0]))
+    metres, seconds = math.hypot(north, east) * DEGREE_M, (there.time - here.time).total_seconds()
+    up = there.altitude - here.altitude
+    leg: Json = {"distance_mtrs": metres, "elevation_mtrs": up}
+    leg["heading_deg"] = math.degrees(math.atan2(east, north)) % 360 if metres else 0.0
+    leg["pitch_deg"] = up / metres if metres else math.nan
+    return leg | {"time_sec": seconds, "speed_kmh": metres / seconds * 3.6 if seconds else 0}
 
 
-def _connections(index: int, ids: Sequence[str], legs: Sequence[Json], quirks: bool) -> Json:
-    """The next photo's connection first, then the one before's, without a word of which is which; and the bogus ones."""
+def _connections(index: int, key: str, legs: Sequence[Json]) -> Json:
+    """The next photo's connection first, then the one before's, without a word of which is which."""
     found: Json = {}
-    onward = legs[index] if index < len(legs) else None
-    if onward is not None:
-        found[ids[index + 1]] = onward
-    elif quirks and legs:
-        found["null"] = {**legs[-1], "pitch_deg": math.nan}
+    if index < len(legs):
+        found[identifier(key, index + 1)] = legs[index]
     if index > 0:
-        found[ids[index - 1]] = _backward(legs[index - 1], onward or legs[-1])
-    elif quirks:
-        found["null"] = {**_ZERO_CONNECTION, "adj_heading_deg": onward["heading_deg"] if onward else 0.0}
+        leg, onward = legs[index - 1], legs[min(index, len(legs) - 1)]
+        back = {name: -leg[name] for name in ("distance_mtrs", "elevation_mtrs", "pitch_deg", "time_sec")}
+        back["heading_deg"] = (leg["heading_deg"] + 180) % 360
+        back["adj_heading_deg"] = abs(onward["heading_deg"] - back["heading_deg"])
+        found[identifier(key, index - 1)] = back | {"speed_kmh": leg["speed_kmh"]}
     return found
 
 
-def _backward(leg: Json, onward: Json) -> Json:
-    """The connection to the photo before, seen from the next one."""
-    heading = (leg["heading_deg"] + 180) % 360
+def _photo_figures(stop: Stop, method: Method, zone_h: float) -> Json:
+    """The two clocks, position and heading of a stop."""
+    ahead = timedelta(hours=known(method, {"timegps": zone_h, "filename": zone_h, "timecapture": 0}))
+    captured = stop.time + ahead
     return {
-        "distance_mtrs": -leg["distance_mtrs"],
-        "elevation_mtrs": -leg["elevation_mtrs"],
-        "heading_deg": heading,
-        "adj_heading_deg": abs(onward["heading_deg"] - heading),
-        "pitch_deg": -leg["pitch_deg"],
-        "time_sec": -float(leg["time_sec"]),
-        "speed_kmh": leg["speed_kmh"],
-    }
-
-
-def _photo_figures(stop: Stop, method: Method, camera_clock_h: int) -> Json:
-    """The two clocks (the one that the method doesn't use is some hours off), position and heading of a stop."""
-    captured = stop.time + timedelta(hours=camera_clock_h) if method != "timecapture" else stop.time
-    gps = stop.time - timedelta(hours=1, seconds=28) if method == "timecapture" else stop.time
-    no_compass = stop.heading is None
-    return {
-        "original_GPSDateTime": format_time(gps) + "Z",
+        "original_GPSDateTime": format_time(captured - timedelta(hours=zone_h)) + "Z",
         "original_originalDateTime": format_time(captured),
         "cli_connection_method": method,
         "original_altitude": stop.altitude,
-        "original_latitude": stop.latitude,
-        "original_longitude": stop.longitude,
-        "orignal_gps_direction_ref": "" if no_compass else "T",
-        "orignal_gps_speed": "" if no_compass else 5,
+        "original_latitude": stop.position[0],
+        "original_longitude": stop.position[1],
         "original_heading": stop.heading or "",  # a true 0 becomes "", as by Sequence Maker
-    }
-
-
-def _sequence_figures(stops: Sequence[Stop], legs: Sequence[Json]) -> Json:
-    seconds = (stops[-1].time - stops[0].time).total_seconds() if stops else 0.0
-    metres = sum(leg["distance_mtrs"] for leg in legs)
-    return {
-        "distance_km": metres / 1000,
-        "earliest_time": format_time(stops[0].time) + "Z" if stops else "",
-        "latest_time": format_time(stops[-1].time) + "Z" if stops else "",
-        "duration_sec": seconds,
-        "average_speed_kmh": metres / seconds * 3.6 if seconds else 0,
     }
 
 
@@ -855,7 +612,7 @@ def parse_time(text: str) -> datetime:
 
 def format_time(time: datetime) -> str:
     """The time as Sequence Maker writes it, without zone; milliseconds only where there are any."""
-    text = f"{time.year:04d}:{time.month:02d}:{time.day:02d} {time.hour:02d}:{time.minute:02d}:{time.second:02d}"
+    text = f"{time:%Y:%m:%d %H:%M:%S}"
     return text + (f".{time.microsecond // 1000:03d}" if time.microsecond else "")
 
 
@@ -870,9 +627,7 @@ def write_tour(folder: Path, photos: Mapping[str, bytes]) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading back
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- reading back ----
 
 _AFTER_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
@@ -893,22 +648,16 @@ class Slot(NamedTuple):
     value_size: int
 
 
-@dataclass(frozen=True)
-class Tag:
-    """One tag as it is in the file."""
-
-    kind: int
-    count: int
-    value: bytes
-
-
 def segments(data: bytes) -> list[Segment]:
     """The segments of the first image, SOI to EOI (or as far as there is something); the scans' data are left out."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("no start of image")
     found, place = [Segment(0xD8, 0, b"")], 2
     while place < len(data):
-        marker, place = _marker_at(data, place)
+        if data[place] != 0xFF:
+            raise ValueError(f"no marker at {place}")
+        while (marker := data[place + 1]) == 0xFF:
+            place += 1
         if marker == 0xD9:
             return [*found, Segment(marker, place, b"")]
         length = int.from_bytes(data[place + 2 : place + 4], "big")
@@ -922,45 +671,30 @@ def segments(data: bytes) -> list[Segment]:
     return found
 
 
-def _marker_at(data: bytes, place: int) -> tuple[int, int]:
-    """The marker there and the place of its FF, fill bytes passed over."""
-    if data[place] != 0xFF:
-        raise ValueError(f"no marker at {place}")
-    while data[place + 1] == 0xFF:
-        place += 1
-    return data[place + 1], place
-
-
-def _exif_block(data: bytes) -> tuple[bytes, int]:
-    """The first EXIF segment's TIFF block and its place in the file."""
+def _exif_block(data: bytes) -> tuple[bytes, str, int]:
+    """The first EXIF segment's TIFF block, its byte order, and its place in the file."""
     for part in segments(data):
         if part.marker == 0xE1 and part.payload.startswith(EXIF_HEADER):
-            return part.payload[len(EXIF_HEADER) :], part.offset + 4 + len(EXIF_HEADER)
+            block = part.payload[len(EXIF_HEADER) :]
+            return block, {b"II": "<", b"MM": ">"}[block[:2]], part.offset + 4 + len(EXIF_HEADER)
     raise ValueError("no EXIF")
 
 
-def _order_of(block: bytes) -> str:
-    return {b"II": "<", b"MM": ">"}[block[:2]]
-
-
-def _table(block: bytes, start: int) -> tuple[dict[int, Slot], int]:
-    """An IFD's slots by tag (offsets in the block), and the offset of the next IFD."""
-    order = _order_of(block)
+def _slots(block: bytes, order: str, start: int) -> Iterator[tuple[int, Slot]]:
+    """An IFD's tags and their slots (offsets in the block)."""
     (count,) = struct.unpack_from(order + "H", block, start)
-    slots = {}
     for entry in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, number, offset = struct.unpack_from(order + "HHII", block, entry)
         size = TYPE_SIZES.get(kind, 1) * number
-        slots[tag] = Slot(entry, offset if size > 4 else entry + 8, size)
-    return slots, struct.unpack_from(order + "I", block, start + 2 + 12 * count)[0]
+        yield tag, Slot(entry, offset if size > 4 else entry + 8, size)
 
 
 def slot_of(data: bytes, tag: int = IMAGE_DESCRIPTION) -> Slot:
     """Where a tag of IFD0 (ImageDescription) stands in the file. KeyError if there is none."""
-    block, base = _exif_block(data)
-    slots, _ = _table(block, struct.unpack_from(_order_of(block) + "I", block, 4)[0])
-    slot = slots[tag]
-    return Slot(slot.entry_offset + base, slot.value_offset + base, slot.value_size)
+    block, order, base = _exif_block(data)
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    entry, value, size = dict(_slots(block, order, start))[tag]
+    return Slot(entry + base, value + base, size)
 
 
 def description_text(data: bytes) -> bytes:
@@ -975,34 +709,26 @@ def description_of(data: bytes) -> Json:
     return record
 
 
-def entries_of(data: bytes) -> dict[tuple[str, int], Tag]:
-    """Every tag of EXIF by (ifd, number), ifd "0th", "exif", "gps", "interop", "1st"; and the thumbnail's bytes.
+def entries_of(data: bytes) -> dict[tuple[str, int], tuple[int, int, bytes]]:
+    """Every tag of EXIF by (ifd, number): its type, count and value; the thumbnail's bytes as ("thumbnail", 0).
 
-    To see that a change touched one tag only. The thumbnail stands as ("thumbnail", 0).
+    The ifd is "0th", "exif", "gps", "interop" or "1st". To see that a change touched one tag only.
     """
-    block, _ = _exif_block(data)
-    start = struct.unpack_from(_order_of(block) + "I", block, 4)[0]
-    tags = _tags(block, "0th", start, {0x8769: "exif", 0x8825: "gps"})
-    _, following = _table(block, start)
-    tags |= _tags(block, "1st", following, {}) if following else {}
-    place, size = tags.get(("1st", 0x0201)), tags.get(("1st", 0x0202))
-    if place and size:
-        offset, length = (int.from_bytes(tag.value, _ENDIAN[_order_of(block)]) for tag in (place, size))
-        tags["thumbnail", 0] = Tag(UNDEFINED, length, block[offset : offset + length])
-    return tags
-
-
-_ENDIAN: Final[dict[str, Literal["little", "big"]]] = {"<": "little", ">": "big"}
-
-
-def _tags(block: bytes, name: str, start: int, below: Mapping[int, str]) -> dict[tuple[str, int], Tag]:
-    order = _order_of(block)
-    tags: dict[tuple[str, int], Tag] = {}
-    for number, slot in _table(block, start)[0].items():
-        kind, count = struct.unpack_from(order + "HI", block, slot.entry_offset + 2)
-        value = block[slot.value_offset : slot.value_offset + slot.value_size]
-        tags[name, number] = Tag(kind, count, value)
-        if number in below:
-            inner = {0xA005: "interop"} if below[number] == "exif" else {}
-            tags |= _tags(block, below[number], int.from_bytes(value, _ENDIAN[order]), inner)
+    block, order, _ = _exif_block(data)
+    tags: dict[tuple[str, int], tuple[int, int, bytes]] = {}
+    below = {EXIF_IFD: "exif", GPS_IFD: "gps", 0xA005: "interop"}
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    waiting = [("0th", start)]
+    while waiting:
+        name, start = waiting.pop()
+        for number, slot in _slots(block, order, start):
+            value = block[slot.value_offset : slot.value_offset + slot.value_size]
+            tags[name, number] = (*struct.unpack_from(order + "HI", block, slot.entry_offset + 2), value)
+            waiting += [(below[number], struct.unpack(order + "I", value)[0])] if number in below else []
+        (count,) = struct.unpack_from(order + "H", block, start)
+        (following,) = struct.unpack_from(order + "I", block, start + 2 + 12 * count)
+        waiting += [("1st", following)] if name == "0th" and following else []
+    if ("1st", 0x0201) in tags:
+        offset, length = (struct.unpack(order + "I", tags["1st", tag][2])[0] for tag in (0x0201, 0x0202))
+        tags["thumbnail", 0] = (UNDEFINED, length, block[offset : offset + length])
     return tags

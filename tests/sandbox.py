@@ -4,11 +4,11 @@ Tests use it in their own process and look afterwards at what arrived:
 
     with Sandbox() as sandbox:
         run_uploader(env=os.environ | sandbox.environment())
-    assert [photo.md5 for photo in sandbox.clusters[0].photos] == expected
+    assert [photo.md5 for photo in sandbox.published] == expected and sandbox.published_twice == []
 
 People use it from the command line; it starts a command that then talks to the sandbox instead of Mapillary:
 
-    python tests/sandbox.py --delay 100 python mapillary_uploader.py demo photos/
+    python tests/sandbox.py --delay 100 python mapillary_uploader.py -d photos/ -u demo
     python tests/sandbox.py --serve
 
 It speaks the part of Mapillary's API v4 that an uploader needs, over real sockets, on 127.0.0.1 only. The Graph API is
@@ -28,6 +28,7 @@ import math
 import os
 import re
 import secrets
+import select
 import shlex
 import signal
 import socket
@@ -36,13 +37,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.client import responses
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 JSON = dict[str, Any]
@@ -52,7 +53,10 @@ HEAD_KEPT = 1 << 18  # bytes of a photo kept until it is complete, to find its E
 TICK = 0.02  # seconds; a limited bandwidth is handed out in portions of this length
 PATIENCE = 2.0  # seconds spent on reading the rest of a request that was answered early
 FOREVER = 3600.0  # seconds; longer than any test
+MOST_IMAGES = 2000  # that a search may ask for
 HARD_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # SO_LINGER of 0 s: close() sends RST
+ORGANIZATION = {"slug": "sandbox-org", "name": "Sandbox Organization", "description": "For trying things out"}
+UNASKED = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 # ---- what tests configure and look at ----
@@ -60,63 +64,13 @@ HARD_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # SO_LINGER o
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody who may sign in and upload."""
+    """Somebody who may sign in and upload. Another with the same id in its place: the account was renamed."""
 
     id: str = "1001"
     username: str = "demo"
     token: str = "MLY|sandbox|demo-token"
     email: str = "demo@example.com"
     password: str = "sandbox-password"
-
-
-@dataclass
-class Fault:
-    """Something that goes wrong with certain requests. Of all faults that match and have uses left the first counts.
-
-    `match` is a regular expression searched for in "METHOD /path", the path without /graph or /upload:
-    "POST /mly_tools_", "POST /finish_upload". Unless `processed` is set, a request that gets a faulty answer, or hangs,
-    has no effect. A request counts for `after` and `times` of every fault up to the one that hits it.
-    """
-
-    match: str
-    times: int | None = 1  # None: always
-    after: int = 0  # matching requests that are let through first
-    status: int | None = None
-    body: bytes | JSON | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    processed: bool = False  # the request takes effect in spite of the faulty answer
-    delay: float = 0.0  # seconds before the answer
-    late: bool = False  # the request takes effect after `delay` instead of before
-    lost: bool = False  # the request takes effect, then the connection is closed without an answer
-    hang: float | None = None  # read the request, answer nothing, close after so many seconds
-    unread: bool = False  # never read the body; close after `hang` seconds, or never
-    drop_after: int | None = None  # reset the connection when so many bytes of the body were taken in
-    read_rate: float | None = None  # bytes/s at which the body is read
-    answer_offset: int | None = None  # what GET of a session key claims to have
-    forget: bool = False  # first set the stored upload back to nothing
-    seen: int = 0  # matching requests so far
-
-    def applies_to(self, route: str) -> bool:
-        """Whether this request is hit; counts it."""
-        if not re.search(self.match, route):
-            return False
-        self.seen += 1
-        return self.after < self.seen and (self.times is None or self.seen <= self.after + self.times)
-
-    @property
-    def takes_effect(self) -> bool:
-        replaced = self.status is not None or self.body is not None or self.hang is not None
-        return self.processed or self.lost or not replaced
-
-    def answer(self, regular: Answer) -> Answer:
-        """The answer to give in place of the regular one."""
-        if self.status is None and self.body is None:
-            return regular
-        body = self.body if isinstance(self.body, bytes) else json.dumps(self.body or {}).encode()
-        return Answer(self.status or 200, body, self.headers)
-
-
-NO_FAULT = Fault("")
 
 
 @dataclass
@@ -138,6 +92,56 @@ class Request:
     def route(self) -> str:
         return f"{self.method} {self.path}"
 
+    @property
+    def target(self) -> str:
+        """The route with its query, decoded: "GET /images?fields=id,captured_at&limit=250"."""
+        return f"{self.route}?{'&'.join(f'{name}={value}' for name, value in self.query.items())}".rstrip("?")
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with certain requests. Of all faults that match and have uses left the first counts.
+
+    `match` is a regular expression searched for in `Request.target` ("POST /mly_tools_", "GET /images.*limit=1000"), or
+    a function of the request. Unless `processed` is set, a request that gets a faulty answer, or hangs, has no effect.
+    A request counts for `after` and `times` of every fault up to the one that hits it.
+    """
+
+    match: str | Callable[[Request], bool]
+    times: int | None = 1  # None: always
+    after: int = 0  # matching requests that are let through first
+    status: int | None = None
+    body: bytes | JSON | None = None  # bytes are sent as they are: HTML, JSON cut off
+    headers: dict[str, str] = field(default_factory=dict)  # "Connection: close" is also done
+    processed: bool = False  # the request takes effect in spite of the faulty answer
+    delay: float = 0.0  # seconds before the answer
+    drip: float = 0.0  # seconds before each byte of the answer, head and body
+    lost: bool = False  # the request takes effect, then the connection is closed without an answer
+    hang: float | None = None  # read the request, answer nothing, close after so many seconds
+    unread: bool = False  # never read the body; close after `hang` seconds, or never
+    drop_after: int | None = None  # reset the connection when so many bytes of the body were taken in
+    read_rate: float | None = None  # bytes/s at which the body is read
+    answer_offset: int | None = None  # what GET of a session key claims to have
+    forget: bool = False  # first set the stored upload back to nothing
+    seen: int = 0  # matching requests so far
+
+    def hits(self, request: Request) -> bool:
+        """Whether this request is hit; counts it."""
+        found = re.search(self.match, request.target) if isinstance(self.match, str) else self.match(request)
+        self.seen += bool(found)
+        return bool(found) and self.after < self.seen and (self.times is None or self.seen <= self.after + self.times)
+
+    @property
+    def replaces(self) -> bool:
+        return self.status is not None or self.body is not None
+
+    @property
+    def takes_effect(self) -> bool:
+        return self.processed or self.lost or not (self.replaces or self.hang is not None)
+
+
+NO_FAULT = Fault("")
+
 
 @dataclass
 class Upload:
@@ -145,13 +149,12 @@ class Upload:
 
     key: str
     owner: Account
-    traffic: list[Request] = field(repr=False)  # all of the sandbox
+    begun: float = field(default_factory=time.monotonic)
     data: bytearray = field(default_factory=bytearray, repr=False)  # all bytes if Sandbox.keep, else only the first
     size: int = 0
     handle: str | None = None  # once complete
     manifest: JSON | None = None
     tags: dict[int, str] = field(default_factory=dict)
-    is_pano: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     writer: object = None  # the call that may append: a newer one displaces an older one
     digest: Any = field(default_factory=hashlib.md5, repr=False)
@@ -160,42 +163,26 @@ class Upload:
     def md5(self) -> str:
         return str(self.digest.hexdigest())
 
-    @property
-    def posts(self) -> int:
-        """How many POSTs there were, whatever became of them."""
-        return len(self._posts())
-
-    @property
-    def received(self) -> int:
-        """Bytes received in all POSTs, those that were thrown away included."""
-        return sum(request.body_size for request in self._posts())
-
-    def _posts(self) -> list[Request]:
-        return [request for request in self.traffic if request.route == f"POST /{self.key}"]
-
-    def append(self, block: memoryview, writer: object, sandbox: Sandbox) -> bool:
-        """Takes a block in; False if another call has taken over."""
+    def append(self, block: memoryview, writer: object, sandbox: Sandbox) -> None:
+        """Takes a block in. Raises Reset if another call has taken over."""
         with self.lock:
             if self.writer is not writer:
-                return False
+                raise Reset
             if sandbox.hashing:
                 self.digest.update(block)
             if sandbox.keep or self.size < HEAD_KEPT:
                 self.data += block
             self.size += len(block)
-            return True
 
     def forget(self) -> None:
-        with self.lock:
-            self.data, self.size, self.handle, self.manifest = bytearray(), 0, None, None
-            self.digest, self.writer = hashlib.md5(), None
+        self.data, self.size, self.handle, self.manifest = bytearray(), 0, None, None
+        self.digest, self.writer = hashlib.md5(), None
 
     def complete(self, keep: bool) -> str:
         """Reads what publishing needs to know, and gives the handle; always the same for an account and key."""
-        head = bytes(self.data[:HEAD_KEPT])
         if self.handle is None:
-            self.tags, self.is_pano = exif_strings(head), b"equirectangular" in head
-            self.manifest = parsed_object(self.data if keep else head)
+            head = bytes(self.data[:HEAD_KEPT])
+            self.tags, self.manifest = exif_strings(head), parsed_object(head)
             self.data = self.data if keep else bytearray()
             self.handle = "h:" + hashlib.sha256(f"{self.owner.id}/{self.key}".encode()).hexdigest()[:40]
         return self.handle
@@ -210,11 +197,14 @@ class Published:
     session_key: str
     size: int
     md5: str
+    data: bytearray = field(repr=False)  # all bytes if Sandbox.keep, else none
     description: JSON
-    make: str | None
-    model: str | None
-    is_pano: bool
+    camera: JSON  # make and model as EXIF has them
     published_at: float  # time.time()
+
+    @property
+    def name(self) -> str:
+        return str(self.description.get("MAPFilename"))
 
 
 @dataclass(frozen=True)
@@ -242,19 +232,15 @@ class Reset(Dropped):
 
 @dataclass(frozen=True)
 class Answer:
-    status: int
-    body: bytes
+    body: bytes | JSON
+    status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
-    @staticmethod
-    def of(payload: JSON, status: int = 200) -> Answer:
-        return Answer(status, json.dumps(payload).encode())
-
     def encoded(self) -> bytes:
-        lines = [f"HTTP/1.1 {self.status} {responses.get(self.status, '')}"]
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(self.body))} | self.headers
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + self.body
+        body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | self.headers
+        lines = [f"HTTP/1.1 {self.status} {responses.get(self.status, '')}", *map(": ".join, headers.items())]
+        return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body
 
 
 class Refusal(Exception):
@@ -262,7 +248,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, payload: JSON) -> None:
         super().__init__(payload)
-        self.answer = Answer.of(payload, status)
+        self.answer = Answer(payload, status)
 
 
 def graph_error(message: str, **more: object) -> JSON:
@@ -271,6 +257,9 @@ def graph_error(message: str, **more: object) -> JSON:
 
 def upload_error(kind: str, message: str, retriable: bool = False) -> JSON:
     return {"debug_info": {"retriable": retriable, "type": kind, "message": message}}
+
+
+TOO_MUCH = graph_error("Please reduce the amount of data you're asking for, then retry your request", code=1)
 
 
 def require(condition: object, message: str) -> None:
@@ -300,17 +289,18 @@ class Wire:
     """One connection: a small HTTP/1.1 parser that hands out bodies as views into its receive buffer."""
 
     def __init__(self, peer: socket.socket) -> None:
-        self.peer = peer
-        self._buffer = bytearray(RECEIVE_BUFFER)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self.peer, self._file, self._view = peer, peer.makefile("rb"), memoryview(bytearray(RECEIVE_BUFFER))
+
+    def close(self) -> None:
+        self._file.close()
+        self.peer.close()
 
     def head(self) -> Request:
-        """The next request up to its body. Raises ValueError if it isn't HTTP."""
-        method, target, _ = self._line().decode("latin-1").split(" ")
+        """The next request up to its body. Raises ValueError if it isn't HTTP, or the client has gone."""
+        method, target, _ = self._line().split(" ")
         started = time.monotonic()
-        headers: dict[str, str] = {}
-        while line := self._line().decode("latin-1"):
+        headers = {}
+        while line := self._line():
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
         url = urlsplit(target)
@@ -320,75 +310,54 @@ class Wire:
 
     def body(self, headers: dict[str, str]) -> Iterator[memoryview]:
         """The blocks of a request's body. Each is valid until the next one is asked for."""
-        if headers.get("expect", "").lower() == "100-continue":
-            self.peer.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if headers.get("transfer-encoding", "").lower() != "chunked":
             yield from self._take(int(headers.get("content-length", "0")))
             return
-        while size := int(self._line().split(b";")[0], 16):
+        while size := int(self._line().split(";")[0], 16):
             yield from self._take(size)
             self._line()
-        while self._line():  # trailers
-            pass
+        self._line()
 
-    def _line(self) -> bytes:
-        while (stop := self._buffer.find(b"\n", self._start, self._end)) < 0:
-            self._fill()
-        line = bytes(self._view[self._start : stop])
-        self._start = stop + 1
-        return line.rstrip(b"\r")
+    def _line(self) -> str:
+        return self._file.readline(RECEIVE_BUFFER).decode("latin-1").rstrip("\r\n")
 
     def _take(self, size: int) -> Iterator[memoryview]:
         while size > 0:
-            if self._start == self._end:
-                self._fill()
-            block = self._view[self._start : min(self._end, self._start + size)]
-            self._start += len(block)
-            size -= len(block)
-            yield block
-
-    def _fill(self) -> None:
-        if self._end == len(self._buffer) or self._start == self._end:
-            rest = bytes(self._view[self._start : self._end])
-            self._view[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
-        size = self.peer.recv_into(self._view[self._end :])
-        if not size:
-            raise Dropped("closed by the client, or a line as long as the buffer")
-        self._end += size
+            count = self._file.readinto1(self._view[:size])
+            if not count:
+                raise Dropped("closed by the client")
+            yield self._view[:count]
+            size -= count
 
 
 class Call:
     """A request being handled."""
 
-    def __init__(self, request: Request, fault: Fault, wire: Wire, pace: Callable[[int], None], portion: int) -> None:
-        self.request, self.fault, self.wire = request, fault, wire
+    def __init__(self, request: Request, fault: Fault, wire: Wire, limits: list[tuple[Throttle, float]]) -> None:
+        self.request, self.fault, self.peer, self._limits = request, fault, wire.peer, limits
         self.complete = False  # the body was read to its end
         self._source = wire.body(request.headers)
-        self._pace, self._portion = pace, portion
 
     def blocks(self) -> Iterator[memoryview]:
         """What hasn't been read of the body yet, at the speed that is allowed, and up to where the fault strikes."""
         limit = self.fault.drop_after
+        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=RECEIVE_BUFFER)
         for block in self._source:
-            for start in range(0, len(block), self._portion):
-                piece = block[start : start + self._portion]
+            for start in range(0, len(block), portion):
+                piece = block[start : start + portion]
                 if limit is not None:
                     piece = piece[: limit - self.request.body_size]
-                self._pace(len(piece))
+                for throttle, rate in self._limits:
+                    throttle.take(len(piece), rate)
                 self.request.body_size += len(piece)
                 yield piece
                 if self.request.body_size == limit:
                     raise Reset
         self.complete = True
 
-    def body(self) -> bytes:
-        self.request.body = b"".join(bytes(block) for block in self.blocks())
-        return self.request.body
-
     def form(self) -> JSON:
         """The fields of a JSON or form body."""
-        body = self.body()
+        body = self.request.body = b"".join(bytes(block) for block in self.blocks())
         if "urlencoded" in self.request.headers.get("content-type", ""):
             return dict(parse_qsl(body.decode()))
         fields = parsed_object(body)
@@ -398,11 +367,11 @@ class Call:
     def discard(self, seconds: float = FOREVER) -> None:
         """Reads the rest of the body, as long as that doesn't take too long."""
         deadline = time.monotonic() + seconds
-        self.wire.peer.settimeout(seconds)
+        self.peer.settimeout(seconds)
         for _ in self.blocks():
             if time.monotonic() > deadline:
                 return
-        self.wire.peer.settimeout(None)
+        self.peer.settimeout(None)
 
     def token(self) -> str:
         scheme, _, token = self.request.headers.get("authorization", "").partition(" ")
@@ -412,45 +381,44 @@ class Call:
 # ---- the server ----
 
 
-@final
+@dataclass(eq=False, kw_only=True)
 class Sandbox:
     """The stand-in. Settings may be changed while it runs; `stop` and `start` again keep port and contents."""
 
-    def __init__(self, *, port: int = 0, delay: float = 0.0, bandwidth: float | None = None,
-                 live_after: float = 0.0, keep: bool = True, hashing: bool = True,
-                 verbose: bool = False) -> None:  # fmt: skip
-        self.delay = delay  # seconds, a round trip: waited before every answer
-        self.bandwidth = bandwidth  # bytes/s that all connections share
-        self.live_after = live_after  # seconds from publishing to appearing in GET /images
-        self.keep = keep  # keep all bytes; without it memory doesn't grow with the photos
-        self.hashing = hashing  # take the md5 of what arrives, and refuse what isn't what its key says
-        self.verbose = verbose  # a line on stderr for each request
-        self.accounts = [Account()]
-        self.organizations: dict[str, JSON] = {
-            "2002": {"slug": "sandbox-org", "name": "Sandbox Organization", "description": "For trying things out"}
-        }
-        self.client_tokens: set[str] = set()  # accepted by /login besides any that starts with MLY|
-        self.client_id, self.client_secret = "4242", "sandbox-secret"  # of an OAuth application
-        self.deny = False  # the user says no to the OAuth application
-        self.token_lifetime = 3600  # seconds
-        self.page_size = 1000
-        self.hidden: set[str] = set()  # session keys of photos that never appear
-        self.extra_images: list[JSON] = []  # more results for GET /images
-        self.drop_fields: set[str] = set()  # fields that images lack
-        self.forgetful = False  # a second finish_upload of a manifest publishes it a second time
-        self.faults: list[Fault] = []
-        self.requests: list[Request] = []
-        self.clusters: list[Cluster] = []
-        self.finish_calls: list[str] = []  # the manifest handle of every finish_upload that was processed
-        self.corrupt: list[str] = []  # session keys whose bytes didn't have the md5 that the key says
+    port: int = 0  # 0: any that is free
+    delay: float = 0.0  # seconds, a round trip: waited before every answer
+    bandwidth: float | None = None  # bytes/s that all connections share
+    keep: bool = True  # keep all bytes; without it memory doesn't grow with the photos
+    hashing: bool = True  # take the md5 of what arrives, and refuse what isn't what its key says
+    verbose: bool = False  # a line on stderr for each request
+    idle: float | None = None  # seconds after which a connection without a request gets an unasked 408 and is closed
+    strict: bool = True  # a second finish_upload of a manifest makes a second cluster; else it gives the first one's id
+    retakes: bool = False  # offset 0 of a complete session takes the bytes again; else 412, as for any wrong offset
+    session_life: float = math.inf  # seconds after its first POST in which an upload and its handle are known
+    live_after: float = 0.0  # seconds from publishing to appearing in GET /images
+    hidden: set[str] = field(default_factory=set)  # session keys of photos that never appear
+    extra_images: list[JSON] = field(default_factory=list)  # more results for GET /images; `show` makes them
+    drop_fields: set[str] = field(default_factory=set)  # fields that images lack
+    page_size: int = 1000  # images in a page at most
+    accounts: list[Account] = field(default_factory=lambda: [Account()])
+    organizations: dict[str, JSON] = field(default_factory=lambda: {"2002": dict(ORGANIZATION)})  # by id
+    client_id: str = "4242"  # of an OAuth application, like its secret
+    client_secret: str = "sandbox-secret"
+    deny: bool = False  # the user says no to the OAuth application
+    token_lifetime: int = 3600  # seconds
+    faults: list[Fault] = field(default_factory=list)
+
+    requests: list[Request] = field(default_factory=list, init=False)
+    clusters: list[Cluster] = field(default_factory=list, init=False)
+    finish_calls: list[str] = field(default_factory=list, init=False)  # manifest handles, of all that were processed
+    corrupt: list[str] = field(default_factory=list, init=False)  # keys whose bytes hadn't the md5 that the key says
+
+    def __post_init__(self) -> None:
         self._uploads: dict[tuple[str, str], Upload] = {}
         self._codes: dict[str, str] = {}  # OAuth code → redirect_uri
         self._issued: dict[str, float] = {}  # token of the first account → end of its life
-        self._lock = threading.RLock()
-        self._line = Throttle()
-        self._closing = threading.Event()
+        self._lock, self._line, self._closing = threading.RLock(), Throttle(), threading.Event()
         self._peers: set[socket.socket] = set()
-        self._port = port
 
     # -- life --
 
@@ -466,9 +434,9 @@ class Sandbox:
         self._listener = socket.socket()
         if os.name != "nt":  # there it would let two sandboxes share a port
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", self._port))
+        self._listener.bind(("127.0.0.1", self.port))
         self._listener.listen(128)
-        self._port = self._listener.getsockname()[1]
+        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
@@ -480,18 +448,21 @@ class Sandbox:
                     end.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def reset(self) -> None:
-        """Forgets what clients have done. Settings and faults stay."""
+    def reset(self) -> dict[str, int]:
+        """Forgets what clients have done, and gives the counts of it. Settings and faults stay."""
         with self._lock:
-            for record in (self.requests, self.clusters, self.finish_calls, self.corrupt):
-                record.clear()
-            for memory in (self._uploads, self._codes, self._issued):
+            stats = self.stats()
+            for memory in (self._uploads, self._codes, self._issued, self.requests, self.clusters, self.finish_calls):
                 memory.clear()
+            self.corrupt.clear()
+        return stats
 
-    def forget_uploads(self) -> None:
-        """Lets all uploads and handles expire; what is published stays."""
+    def forget_uploads(self, match: str = "") -> None:
+        """Lets uploads and handles expire whose key matches, now; what is published stays."""
         with self._lock:
-            self._uploads.clear()
+            for account, key in list(self._uploads):
+                if re.search(match, key):
+                    del self._uploads[account, key]
 
     def clear_faults(self) -> None:
         self.faults.clear()
@@ -500,7 +471,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """The variables that make an uploader use this sandbox as the first account."""
@@ -517,48 +488,72 @@ class Sandbox:
             return {key: upload for (_, key), upload in self._uploads.items()}
 
     @property
+    def published(self) -> list[Published]:
+        """The photos of all clusters."""
+        return [photo for cluster in list(self.clusters) for photo in cluster.photos]
+
+    @property
+    def published_twice(self) -> list[str]:
+        """Names of photos that share their picture, or name and capture time, with one that was published before."""
+        seen: set[object] = set()
+        twice = []
+        for photo in self.published:
+            marks: set[object] = {(photo.name, photo.description.get("MAPCaptureTime"))}
+            marks |= {picture_of(photo.data)} if photo.data else set()
+            twice += [photo.name] if marks & seen else []
+            seen |= marks
+        return twice
+
+    def posts(self, ending: str = "") -> list[Request]:
+        """The POSTs to the upload service, whatever became of them: all, or those to keys with that ending."""
+        posts = [request for request in list(self.requests) if request.service + request.method == "uploadPOST"]
+        return [request for request in posts if request.path.endswith(ending)]
+
+    @property
     def max_in_flight(self) -> int:
         """The most uploads that were under way at once."""
-        posts = [r for r in list(self.requests) if r.service == "upload" and r.method == "POST"]
-        changes = sorted([(r.started, 1) for r in posts] + [(r.ended, -1) for r in posts])
-        running = most = 0
-        for _, change in changes:
-            running += change
-            most = max(most, running)
-        return most
+        changes = sorted((moment, change) for r in self.posts() for moment, change in ((r.started, 1), (r.ended, -1)))
+        return max(accumulate(change for _, change in changes), default=0)
 
-    def stats(self) -> JSON:
+    def show(self, description: JSON, **changes: object) -> JSON:
+        """Lets GET /images find one more image, made from a photo's description: the first account's, of another upload.
+
+        `changes` sets the image's fields (id="7", creator={…}, captured_at=…); None takes one away.
+        """
+        creator = {"id": self.accounts[0].id, "username": self.accounts[0].username}
+        known = {"id": str(90_000_000 + len(self.extra_images)), "sequence": "another", "creator": creator}
+        self.extra_images.append(image_of(description, **known | changes))
+        return self.extra_images[-1]
+
+    def stats(self) -> dict[str, int]:
         with self._lock:
             return {
                 "requests": len(self.requests),
                 "bytes_received": sum(request.body_size for request in self.requests),
                 "uploads": sum(upload.handle is not None for upload in self._uploads.values()),
-                "md5s": len({upload.md5 for upload in self._uploads.values() if upload.handle}),
                 "clusters": len(self.clusters),
-                "photos": sum(len(cluster.photos) for cluster in self.clusters),
-                "corrupt": len(self.corrupt),
+                "photos": len(self.published),
                 "max_in_flight": self.max_in_flight,
             }
 
     # -- connections --
 
     def _accept(self, listener: socket.socket) -> None:
-        while not self._closing.is_set():
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while not self._closing.is_set():
+                threading.Thread(target=self._serve, args=(listener.accept()[0],), daemon=True).start()
 
     def _serve(self, peer: socket.socket) -> None:
         """Answers the requests of one connection until either side ends it."""
+        wire = Wire(peer)
         with self._lock:
             self._peers.add(peer)
         try:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            wire = Wire(peer)
             while not self._closing.is_set() and self._exchange(wire):
-                pass
+                if self.idle is not None and not select.select([peer], [], [], self.idle)[0]:
+                    peer.sendall(UNASKED)
+                    break
         except Reset:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD_CLOSE)
         except (Dropped, OSError, ValueError):
@@ -566,7 +561,7 @@ class Sandbox:
         finally:
             with self._lock:
                 self._peers.discard(peer)
-                peer.close()
+                wire.close()
 
     def _exchange(self, wire: Wire) -> bool:
         """Answers one request; False if the connection can't be used for another."""
@@ -575,31 +570,31 @@ class Sandbox:
         try:
             answer = self._respond(call)
             request.status, request.ended = answer.status, time.monotonic()
-            wire.peer.sendall(answer.encoded())
+            data, step = answer.encoded(), 1 if call.fault.drip else sys.maxsize
+            for start in range(0, len(data), step):
+                self._closing.wait(call.fault.drip)
+                wire.peer.sendall(data[start : start + step])
         finally:
             request.ended = min(request.ended, time.monotonic())
-            self._log(request)
+            if self.verbose:  # in one piece: print() would let other threads' lines in before the line's end
+                took = f"{request.ended - request.started:.3f} s"
+                sys.stderr.write(f"sandbox: {request.route} {request.status}, {request.body_size} B, {took}\n")
         if not call.complete:
             call.discard(PATIENCE)
-        return call.complete and request.headers.get("connection", "").lower() != "close"
+        ends = {request.headers.get("connection", "").lower(), answer.headers.get("Connection", "")}
+        return call.complete and "close" not in ends
 
     def _call(self, request: Request, wire: Wire) -> Call:
         """Notes the request and picks its fault."""
         with self._lock:
             if not request.path.startswith("/sandbox/"):
                 self.requests.append(request)
-            fault = next((fault for fault in self.faults if fault.applies_to(request.route)), NO_FAULT)
-        own, bandwidth, rate = Throttle(), self.bandwidth, fault.read_rate
-        if bandwidth or rate or fault.unread:  # else the system takes in megabytes that nobody has read
+            fault = next((fault for fault in self.faults if fault.hits(request)), NO_FAULT)
+        rates = ((self._line, self.bandwidth), (Throttle(), fault.read_rate))
+        limits = [(throttle, rate) for throttle, rate in rates if rate]
+        if limits or fault.unread:  # else the system takes in megabytes that nobody has read
             wire.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-
-        def pace(size: int) -> None:
-            for throttle, limit in ((self._line, bandwidth), (own, rate)):
-                if limit:
-                    throttle.take(size, limit)
-
-        portion = min(int(limit * TICK) + 1 if limit else RECEIVE_BUFFER for limit in (bandwidth, rate))
-        return Call(request, fault, wire, pace, portion)
+        return Call(request, fault, wire, limits)
 
     def _respond(self, call: Call) -> Answer:
         """The answer to a request, with everything that its fault does to it."""
@@ -608,29 +603,22 @@ class Sandbox:
             raise Reset
         if fault.unread:
             self._hang(call, fault.hang or FOREVER)
-        if fault.late:
-            self._closing.wait(fault.delay)
-        answer = self._handle(call) if fault.takes_effect else Answer.of({})
+        answer = self._handle(call) if fault.takes_effect else Answer({})
         if not fault.takes_effect or fault.lost or fault.hang is not None:
             call.discard()
         if fault.lost:
             raise Dropped
         if fault.hang is not None:
             self._hang(call, fault.hang)
-        self._closing.wait(self.delay + (0 if fault.late else fault.delay))
-        return fault.answer(answer)
+        self._closing.wait(self.delay + fault.delay)
+        if fault.replaces:
+            return Answer({} if fault.body is None else fault.body, fault.status or 200, fault.headers)
+        return answer
 
     def _hang(self, call: Call, seconds: float) -> None:
         call.request.ended = time.monotonic()  # it no longer counts as under way: the client will give it up
         self._closing.wait(seconds)
         raise Dropped
-
-    def _log(self, request: Request) -> None:
-        if self.verbose:
-            seconds = request.ended - request.started
-            status = request.status or "no answer"
-            # In one piece: print() would let other threads' lines in before the line's end.
-            sys.stderr.write(f"sandbox: {request.route} {status}, {request.body_size} B, {seconds:.3f} s\n")
 
     # -- handlers --
 
@@ -644,20 +632,19 @@ class Sandbox:
         except Refusal as refusal:
             return refusal.answer
         except ValueError as error:  # numbers that are none
-            return Answer.of(graph_error(str(error)), 400)
+            return Answer(graph_error(str(error)), 400)
 
     def _graph(self, call: Call) -> Answer:
-        handlers = {
+        handlers: dict[str, Callable[[Call], Answer]] = {
             "POST /login": self._login,
-            "POST /logging": lambda call: Answer.of({"success": True}),
+            "POST /logging": lambda _: Answer({"success": True}),
             "GET /connect": self._connect,
             "POST /token": self._token,
             "GET /me": lambda call: self._node(call, self._account(call).id),
             "POST /finish_upload": self._finish_upload,
             "GET /images": self._images,
-            "GET /image_ids": self._image_ids,
-            "GET /sandbox/stats": lambda call: Answer.of(self.stats()),
-            "POST /sandbox/reset": self._reset,
+            "GET /sandbox/stats": lambda _: Answer(dict(self.stats())),
+            "POST /sandbox/reset": lambda _: Answer(dict(self.reset())),
         }
         if handler := handlers.get(call.request.route):
             return handler(call)
@@ -665,14 +652,9 @@ class Sandbox:
             return self._node(call, found[1])
         raise Refusal(404, graph_error(f"Unknown path {call.request.path}"))
 
-    def _reset(self, _: Call) -> Answer:
-        self.reset()
-        return Answer.of({"success": True})
-
     def _account(self, call: Call) -> Account:
         """Whose token the request carries. Raises Refusal as the service asked would."""
-        account = self._owner(call.token())
-        if account:
+        if account := self._owner(call.token()):
             return account
         message = "Invalid OAuth access token" if call.token() else "An access token is required"
         if call.request.service == "upload":
@@ -686,11 +668,11 @@ class Sandbox:
 
     def _login(self, call: Call) -> Answer:
         form = call.form()
-        if not (call.token().startswith("MLY|") or call.token() in self.client_tokens):
+        if not call.token().startswith("MLY|"):
             raise Refusal(401, graph_error("Invalid client token", code=190))
         for account in self.accounts:
             if (account.email, account.password) == (form.get("email"), form.get("password")):
-                return Answer.of({"access_token": account.token, "user_id": account.id})
+                return Answer({"access_token": account.token, "user_id": account.id})
         title, advice = "Incorrect Login", "The email or password you entered is incorrect"
         more = {"error_subcode": 1348028, "error_user_title": title, "error_user_msg": advice}
         raise Refusal(400, graph_error("Invalid parameter", **more))
@@ -700,13 +682,12 @@ class Sandbox:
         query = call.request.query
         require(query.get("client_id") == self.client_id, "Unknown client_id")
         require(query.get("response_type") == "code" and query.get("redirect_uri"), "Invalid request")
-        code = secrets.token_hex(16)
+        code, address = secrets.token_hex(16), query["redirect_uri"]
         result = {"error": "user_denied"} if self.deny else {"code": code}
         if not self.deny:
-            self._codes[code] = query["redirect_uri"]
+            self._codes[code] = address
         result |= {"state": query["state"]} if "state" in query else {}
-        separator = "&" if "?" in query["redirect_uri"] else "?"
-        return Answer(302, b"", {"Location": query["redirect_uri"] + separator + urlencode(result)})
+        return Answer(b"", 302, {"Location": f"{address}{'&' if '?' in address else '?'}{urlencode(result)}"})
 
     def _token(self, call: Call) -> Answer:
         form = call.form()
@@ -720,7 +701,7 @@ class Sandbox:
             require(self._owner(str(form.get("refresh_token"))), "Invalid refresh_token")
         token = f"MLY|{self.client_id}|{secrets.token_hex(16)}"
         self._issued[token] = time.time() + self.token_lifetime
-        return Answer.of({"access_token": token, "expires_in": self.token_lifetime, "token_type": "bearer"})
+        return Answer({"access_token": token, "expires_in": self.token_lifetime, "token_type": "bearer"})
 
     def _node(self, call: Call, node_id: str) -> Answer:
         """A user or an organization."""
@@ -728,27 +709,35 @@ class Sandbox:
         nodes = {account.id: {"username": account.username} for account in self.accounts} | self.organizations
         if node_id not in nodes:
             raise Refusal(400, graph_error(f"Object with ID '{node_id}' does not exist"))
-        return Answer.of(picked({"id": node_id, **nodes[node_id]}, call.request.query.get("fields", "id")))
+        return Answer(picked({"id": node_id, **nodes[node_id]}, call.request.query.get("fields", "id")))
 
     # -- upload service --
 
     def _upload(self, call: Call) -> Answer:
-        account, key = self._account(call), call.request.path[1:]
+        account, key, method = self._account(call), call.request.path[1:], call.request.method
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
             raise Refusal(400, upload_error("InvalidSessionKeyError", f"Not a session key: {key}"))
+        if method not in ("GET", "POST"):
+            raise Refusal(405, upload_error("MethodNotAllowedError", method))
         with self._lock:
-            upload = self._uploads.get((account.id, key)) or Upload(key, account, self.requests)
-            if call.request.method == "POST":
+            upload = self._known_uploads().get((account.id, key)) or Upload(key, account)
+            if method == "POST":
                 self._uploads[account.id, key] = upload
         if call.fault.forget:
-            upload.forget()
-        if call.request.method == "POST":
-            return Answer.of({"h": self._receive(call, upload)})
-        if call.request.method != "GET":
-            raise Refusal(405, upload_error("MethodNotAllowedError", call.request.method))
-        claimed = call.fault.answer_offset
+            with upload.lock:
+                upload.forget()
+        if method == "POST":
+            return Answer({"h": self._receive(call, upload)})
         call.discard()
-        return Answer.of({"offset": upload.size if claimed is None else claimed})
+        return Answer({"offset": upload.size if call.fault.answer_offset is None else call.fault.answer_offset})
+
+    def _known_uploads(self) -> dict[tuple[str, str], Upload]:
+        """Those whose life isn't over. Call it with the lock."""
+        oldest = time.monotonic() - self.session_life
+        for name, upload in list(self._uploads.items()) if self.session_life < math.inf else ():
+            if upload.begun < oldest:
+                del self._uploads[name]
+        return self._uploads
 
     def _receive(self, call: Call, upload: Upload) -> str:
         """Appends a body to an upload and gives the handle."""
@@ -756,13 +745,14 @@ class Sandbox:
         if headers.get("x-entity-name") != upload.key or not headers.get("offset", "").isdecimal():
             raise Refusal(400, upload_error("InvalidHeaderError", "X-Entity-Name and Offset are required"))
         with upload.lock:
-            if int(headers["offset"]) != upload.size:
-                message = f"Offset {headers['offset']} is not {upload.size}"
-                raise Refusal(412, upload_error("OffsetInvalidError", message, retriable=True))
+            offset = int(headers["offset"])
+            if offset == 0 and upload.handle and self.retakes:
+                upload.forget()
+            if offset != upload.size:
+                raise Refusal(412, upload_error("OffsetInvalidError", f"{offset} is not {upload.size}", retriable=True))
             upload.writer = call
         for block in call.blocks():
-            if not upload.append(block, call, self):
-                raise Reset
+            upload.append(block, call, self)
         with upload.lock:
             promised = re.fullmatch(r"mly_tools_([0-9a-f]{32})\.(jpg|json)", upload.key)
             if self.hashing and promised and promised[1] != upload.md5:
@@ -780,15 +770,15 @@ class Sandbox:
         require(organization is None or organization in self.organizations, "Unknown organization")
         with self._lock:
             known = [c for c in self.clusters if (c.manifest_handle, c.user_id) == (handle, account.id)]
-            if not known or self.forgetful:
-                photos = self._contents(account, handle)
-                known = [self._publish(account, organization, handle, photos)]
+            if self.strict or not known:
+                known = [self._publish(account, organization, handle, self._contents(account, handle))]
             self.finish_calls.append(handle)
-        return Answer.of({"cluster_id": known[0].cluster_id})
+        return Answer({"cluster_id": known[0].cluster_id})
 
     def _contents(self, account: Account, handle: str) -> list[Upload]:
         """The photos that an uploaded manifest lists."""
-        own = {str(upload.handle): upload for upload in self._uploads.values() if upload.owner.id == account.id}
+        uploads = self._known_uploads().values()
+        own = {str(upload.handle): upload for upload in uploads if upload.owner.id == account.id}
         manifest = (own[handle].manifest if handle in own else None) or {}
         require(manifest, "file_handle is not a manifest")
         require(manifest.get("version") == "1" and manifest.get("upload_type") == "images", "Unknown kind of manifest")
@@ -803,16 +793,13 @@ class Sandbox:
         number = len(self.clusters) + 1
         names: dict[str, str] = {}  # a sequence id for each MAPSequenceUUID
         photos = []
-        for place, upload in enumerate(uploads):
+        for place, upload in enumerate(uploads, 70_000_000 + number * 10_000):
             description = parsed_object(upload.tags.get(0x010E, "").encode()) or {}
-            own_name = str(description.get("MAPSequenceUUID", ""))
-            sequence = names.setdefault(own_name, f"sequence-{number}-{len(names) + 1}")
-            make, model = upload.tags.get(0x010F), upload.tags.get(0x0110)
-            photos.append(Published(
-                f"{70_000_000 + number * 10_000 + place}", sequence, upload.key, upload.size, upload.md5, description,
-                description.get("MAPDeviceMake", make), description.get("MAPDeviceModel", model), upload.is_pano,
-                time.time(),
-            ))  # fmt: skip
+            camera = {"make": upload.tags.get(0x010F), "model": upload.tags.get(0x0110)}
+            uuid = str(description.get("MAPSequenceUUID", ""))
+            ids = (str(place), names.setdefault(uuid, f"sequence-{number}-{len(names) + 1}"), upload.key)
+            data = upload.data if self.keep else bytearray()
+            photos.append(Published(*ids, upload.size, upload.md5, data, description, camera, time.time()))
         cluster_id = str(555_000_000_000_000 + number)
         cluster = Cluster(cluster_id, account.id, account.username, organization, handle, tuple(photos))
         self.clusters.append(cluster)
@@ -823,48 +810,51 @@ class Sandbox:
     def _images(self, call: Call) -> Answer:
         self._account(call)
         query = dict(call.request.query)
+        limit = int(query.get("limit", self.page_size))
+        require(0 < limit <= MOST_IMAGES, f"limit must be from 1 to {MOST_IMAGES}")
         with self._lock:
             found = [image for image in self._live() if matches(image, query)]
         start = int(query.get("after", "0"))
-        stop = start + min(int(query.get("limit", str(self.page_size))), self.page_size)
+        stop = start + min(limit, self.page_size)
         fields = ",".join(set(query.get("fields", "id").split(",")) - self.drop_fields)
         page: JSON = {"data": [picked(image, fields) for image in found[start:stop]]}
         if stop < len(found):
             page["paging"] = {"next": f"{self.url}/graph/images?{urlencode(query | {'after': str(stop)})}"}
-        return Answer.of(page)
-
-    def _image_ids(self, call: Call) -> Answer:
-        self._account(call)
-        wanted = call.request.query.get("sequence_id")
-        with self._lock:
-            found = [image for image in self._live() if image.get("sequence") == wanted]
-        return Answer.of({"data": [{"id": image["id"]} for image in found]})
+        return Answer(page)
 
     def _live(self) -> list[JSON]:
-        now = time.time()
-        return [
-            image_of(photo, cluster)
-            for cluster in self.clusters
-            for photo in cluster.photos
-            if photo.published_at + self.live_after <= now and photo.session_key not in self.hidden
-        ] + self.extra_images
+        """The images that can be found now, by the names that their creators have now."""
+        images: list[JSON] = []
+        for cluster in self.clusters:
+            who: JSON = {"creator": {"id": cluster.user_id, "username": cluster.username}}
+            who |= {"organization_id": cluster.organization_id} if cluster.organization_id else {}
+            for photo in cluster.photos:
+                if photo.published_at + self.live_after <= time.time() and photo.session_key not in self.hidden:
+                    known = {"id": photo.image_id, "sequence": photo.sequence_id}
+                    images.append(image_of(photo.camera | photo.description, **known, **who))
+        names: JSON = {account.id: {"username": account.username} for account in self.accounts}
+        images += [dict(image) for image in self.extra_images]
+        for image in images:
+            if creator := image.get("creator"):
+                image["creator"] = creator | names.get(creator.get("id"), {})
+        return images
 
 
-def image_of(photo: Published, cluster: Cluster) -> JSON:
-    """A photo as GET /images knows it."""
-    said = photo.description
+def image_of(description: JSON, **known: object) -> JSON:
+    """A photo as GET /images knows it, where what is None is absent; `known` is what its description doesn't tell."""
     image: JSON = {
-        "id": photo.image_id, "sequence": photo.sequence_id, "is_pano": photo.is_pano, "make": photo.make,
-        "model": photo.model, "organization_id": cluster.organization_id, "captured_at": epoch_ms(said),
-        "compass_angle": (said.get("MAPCompassHeading") or {}).get("TrueHeading"),
-        "creator": {"id": cluster.user_id, "username": cluster.username},
-    }  # fmt: skip
-    if "MAPLatitude" in said and "MAPLongitude" in said:
-        place = [said["MAPLongitude"], said["MAPLatitude"]]
-        image["geometry"] = {"type": "Point", "coordinates": place}
+        "captured_at": epoch_ms(description),
+        "compass_angle": (description.get("MAPCompassHeading") or {}).get("TrueHeading"),
+        "make": description.get("MAPDeviceMake", description.get("make")),
+        "model": description.get("MAPDeviceModel", description.get("model")),
+        "is_pano": True,
+    }
+    if "MAPLatitude" in description and "MAPLongitude" in description:
+        longitude, latitude = description["MAPLongitude"], description["MAPLatitude"]
+        image["geometry"] = {"type": "Point", "coordinates": [longitude, latitude]}
         # Some metres off, as Mapillary's is: nobody should take it for the photo's own position.
-        image["computed_geometry"] = {"type": "Point", "coordinates": [place[0], place[1] + 0.0001]}
-    return {name: value for name, value in image.items() if value is not None}
+        image["computed_geometry"] = {"type": "Point", "coordinates": [longitude, latitude + 0.0001]}
+    return {name: value for name, value in (image | known).items() if value is not None}
 
 
 def matches(image: JSON, query: dict[str, str]) -> bool:
@@ -880,10 +870,7 @@ def matches(image: JSON, query: dict[str, str]) -> bool:
 
 
 def query_ms(text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        raise Refusal(400, graph_error(f"Not a time: {text}")) from None
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() * 1000
 
 
@@ -901,15 +888,32 @@ def picked(node: JSON, fields: str) -> JSON:
     return {name: value for name, value in node.items() if name == "id" or name in fields.split(",")}
 
 
-def parsed_object(data: bytes | bytearray) -> JSON | None:
+def parsed_object(data: bytes) -> JSON | None:
     """A JSON object, or None if it is something else."""
-    if data[:1] != b"{":
-        return None
-    try:
-        value = json.loads(data)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    with contextlib.suppress(ValueError):
+        value = json.loads(data) if data[:1] == b"{" else None
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def segments(photo: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG, up to the header of its first scan."""
+    place, marker = 2, 0
+    while marker != 0xDA:
+        if photo[place] != 0xFF:
+            raise ValueError(f"no marker at {place}")
+        if (marker := photo[place + 1]) == 0xFF:  # a fill byte
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(photo[place + 2 : place + 4], "big")
+        yield marker, place + 4, end
+        place = end
+
+
+def picture_of(photo: bytes | bytearray) -> str:
+    """The MD5 of all that follows the header of a JPEG's first scan: tagging, renaming and copying don't change it."""
+    *_, (_, _, end) = segments(photo)
+    return hashlib.md5(photo[end:]).hexdigest()
 
 
 def exif_strings(photo: bytes) -> dict[int, str]:
@@ -917,29 +921,19 @@ def exif_strings(photo: bytes) -> dict[int, str]:
 
     Written without a look at the uploader, so that the two don't share a mistake.
     """
-    try:
-        tiff = next((body[6:] for body in app1_segments(photo) if body.startswith(b"Exif\0\0")), b"")
+    tags = {}
+    with contextlib.suppress(struct.error, KeyError, IndexError, ValueError, StopIteration):
+        blocks = (photo[start:end] for marker, start, end in segments(photo) if marker == 0xE1)
+        tiff = next(block[6:] for block in blocks if block.startswith(b"Exif\0\0"))
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
-        start: int = struct.unpack_from(order + "I", tiff, 4)[0]
-        count: int = struct.unpack_from(order + "H", tiff, start)[0]
-        tags = {}
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
         for place in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, length, where = struct.unpack_from(order + "HHII", tiff, place)
             if kind == 2:
                 where = where if length > 4 else place + 8
                 tags[int(tag)] = tiff[where : where + length].split(b"\0")[0].decode("utf-8", "replace")
-        return tags
-    except (struct.error, KeyError, IndexError):
-        return {}
-
-
-def app1_segments(photo: bytes) -> Iterator[bytes]:
-    position = 2
-    while photo[position] == 0xFF and photo[position + 1] != 0xDA:  # up to the picture itself
-        length: int = struct.unpack_from(">H", photo, position + 2)[0]
-        if photo[position + 1] == 0xE1:
-            yield photo[position + 4 : position + 2 + length]
-        position += 2 + length
+    return tags
 
 
 # ---- command line ----
@@ -949,23 +943,20 @@ def summary(sandbox: Sandbox) -> list[str]:
     """What was published, for people."""
     lines = []
     for cluster in sandbox.clusters:
+        known = [ms for ms in (epoch_ms(photo.description) for photo in cluster.photos) if ms is not None]
+        times = [datetime.fromtimestamp(ms / 1000, timezone.utc) for ms in known]
+        span = f"{min(times):%Y-%m-%d %H:%M:%S} to {max(times):%Y-%m-%d %H:%M:%S} UTC" if times else "times unknown"
         organization = sandbox.organizations.get(cluster.organization_id or "", {}).get("slug", "no organization")
-        lines.append(f"cluster {cluster.cluster_id} of {cluster.username}, {organization}:")
-        for sequence, count in Counter(photo.sequence_id for photo in cluster.photos).items():
-            times = [epoch_ms(photo.description) for photo in cluster.photos if photo.sequence_id == sequence]
-            known = [datetime.fromtimestamp(ms / 1000, timezone.utc) for ms in times if ms is not None]
-            span = f"{min(known):%Y-%m-%d %H:%M:%S} to {max(known):%Y-%m-%d %H:%M:%S} UTC" if known else "times unknown"
-            lines.append(f"  {sequence}: {count} photos, {span}")
-    published = {photo.session_key for cluster in sandbox.clusters for photo in cluster.photos}
+        who = f"cluster {cluster.cluster_id} of {cluster.username}, {organization}"
+        lines.append(f"{who}: {len(cluster.photos)} photos, {span}")
+    published = {photo.session_key for photo in sandbox.published}
     waiting = [key for key, upload in sandbox.uploads.items() if not upload.manifest and key not in published]
-    lines.append(f"{len(sandbox.clusters)} clusters; {len(waiting)} photos uploaded (or begun) but not published")
-    return lines
+    return [*lines, f"{len(sandbox.clusters)} clusters; {len(waiting)} photos uploaded (or begun) but not published"]
 
 
-def arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def arguments(words: list[str]) -> argparse.Namespace:
     """The sandbox's own options, and the command: everything from the first word on that is no option."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage="%(prog)s [option ...] COMMAND ...",
-                                     allow_abbrev=False)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip of a request")
     parser.add_argument("--bandwidth", type=float, metavar="MB", help="MB/s for all connections together")
     parser.add_argument("--live-after", type=float, default=0.0, metavar="S", help="publishing to appearing")
@@ -974,15 +965,12 @@ def arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--unhashed", action="store_true", help="for measuring: take all bytes for the right ones")
     parser.add_argument("--verbose", action="store_true", help="a line for each request")
     parser.add_argument("--serve", action="store_true", help="no COMMAND: print the variables, run until Ctrl-C")
-    flags = {"--verbose", "--unhashed", "--serve", "--help", "-h"}
-    end = 0
-    while end < len(words) and words[end].startswith("-") and words[end] != "--":
-        end += 1 if words[end] in flags or "=" in words[end] else 2
-    options, command = parser.parse_args(words[:end]), words[end:]
-    command = command[1:] if command[:1] == ["--"] else command
-    if options.serve == bool(command):
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run against the sandbox")
+    options = parser.parse_args(words)
+    options.command = options.command[options.command[:1] == ["--"] :]
+    if options.serve == bool(options.command):
         parser.error("give either --serve or a COMMAND")
-    return options, command
+    return options
 
 
 def serve(sandbox: Sandbox) -> int:
@@ -1009,18 +997,17 @@ def run(command: list[str], sandbox: Sandbox) -> int:
 
 
 def main(words: list[str]) -> int:
-    options, command = arguments(words)
+    options = arguments(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if options.serve else 128 + signal.SIGTERM))
-    bandwidth = options.bandwidth and options.bandwidth * 1e6
-    sandbox = Sandbox(port=options.port, delay=options.delay / 1000, bandwidth=bandwidth, keep=False,
-                      hashing=not options.unhashed, live_after=options.live_after, verbose=options.verbose)  # fmt: skip
-    with sandbox:
+    line = {"delay": options.delay / 1000, "bandwidth": options.bandwidth and options.bandwidth * 1e6}
+    settings = {"port": options.port, "live_after": options.live_after, "hashing": not options.unhashed}
+    with Sandbox(keep=False, verbose=options.verbose, **line, **settings) as sandbox:
         try:
-            return serve(sandbox) if options.serve else run(command, sandbox)
+            return serve(sandbox) if options.serve else run(options.command, sandbox)
         except KeyboardInterrupt:
             return 0
         except OSError as error:
-            print(f"sandbox: {command[0]} can't be run: {error.strerror}", file=sys.stderr)
+            print(f"sandbox: {options.command[0]} can't be run: {error.strerror}", file=sys.stderr)
             return 127
         finally:
             print(*(f"sandbox: {line}" for line in summary(sandbox)), sep="\n", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What several test files share: running the program as a process or in this one, and reading what it leaves."""
+"""What several test files share: running the program as a process or from Python, and reading what it leaves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "mapillary_uploader.py"
-SHARED_PHOTOS = ROOT.parent / "shared" / "photos"
+SHARED_PHOTOS = ROOT.parent / "shared" / "photos"  # real photos, where there are any
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run: exit code, stdout, stderr."""
+class Ran:
+    """A finished process: exit code, stdout, stderr."""
 
     code: int
     out: str
@@ -43,15 +42,15 @@ def environment(sandbox: Sandbox | None = None, **changes: str) -> dict[str, str
     return kept | home | (sandbox.environment() if sandbox else {}) | changes
 
 
-def run(*arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Result:
+def run(*arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Ran:
     """Run the program as a process, without a terminal."""
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": 120, "errors": "surrogateescape"} | options
+    settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": 300, "errors": "surrogateescape"} | options
     done = subprocess.run(command, env=env or environment(), capture_output=True, text=True, **settings)
-    return Result(done.returncode, done.stdout, done.stderr)
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def upload(folder: Path, sandbox: Sandbox, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+def upload(folder: Path, sandbox: Sandbox, *arguments: str, env: Mapping[str, str] | None = None) -> Ran:
     """`mapillary_uploader.py -d folder -u demo …` against the sandbox, as a process."""
     return run("-d", folder, "-u", "demo", *arguments, env=environment(sandbox, **(env or {})))
 
@@ -69,18 +68,41 @@ class FastClock(mu.Clock):
     def seconds(self) -> float:
         return time.monotonic() + self.ahead
 
-    def wait(self, seconds: float, stop: threading.Event) -> None:
+    def wait(self, seconds: float, stop: Callable[[], bool]) -> None:
         self.waits.append(seconds)
-        self.ahead += seconds
+        self.ahead += max(0.0, seconds)
         super().wait(0.001, stop)
 
 
-def upload_here(folder: Path, sandbox: Sandbox, clock: mu.Clock | None = None, **options: Any) -> mu.Exit:
-    """The same in this process, with a clock of one's own."""
-    settings: dict[str, Any] = {"username": "demo", "quiet": True} | options
-    return mu.program(mu.Options(directory=folder, **settings), environment(sandbox), clock or FastClock())
+class FastRun(mu.Run):
+    """A call that keeps its messages, under a fast clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FastClock()
+        self.messages: list[tuple[str, str]] = []
+
+    def message(self, level: str, text: str) -> None:
+        self.messages.append((level, text))
+
+
+def service_of(sandbox: Sandbox) -> mu.Service:
+    """The sandbox as Mapillary."""
+    return mu.service_from(sandbox.environment())
+
+
+def account(sandbox: Sandbox, organization_id: str | None = None) -> mu.Account:
+    """The sandbox's first account."""
+    return mu.account_of(sandbox.accounts[0].token, organization_id, service_of(sandbox))
+
+
+def upload_here(folder: Path, sandbox: Sandbox, run: mu.Run | None = None, **settings: Any) -> mu.Result:
+    """Check and publish a folder from Python, with a fast clock unless another is given."""
+    run = run or FastRun()
+    tour = mu.check_folder(folder, mu.Settings(**settings), run)
+    return mu.publish(tour, account(sandbox), service_of(sandbox), run)
 
 
 def resume_of(folder: Path) -> dict[str, Any]:
     """The folder's resume file."""
-    return dict(json.loads((folder / mu.RESUME_NAME).read_bytes()))
+    return dict(json.loads((folder / "mapillary_uploader.json").read_bytes()))

@@ -1,0 +1,437 @@
+"""README "From Python": the steps as functions that any thread may call, and what they leave alone."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import factory
+import mapillary_uploader as mu
+from sandbox import Fault, Request, Sandbox
+from support import ROOT, FastRun, account, resume_of, service_of, upload, upload_here
+
+SCHEMA = json.loads((Path(__file__).parent / "result.schema.json").read_text())
+TOKEN = "MLY|sandbox|demo-token"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.02)
+
+
+def ours() -> set[threading.Thread]:
+    """The threads that aren't the sandbox's."""
+    return {thread for thread in threading.enumerate() if "_serve" not in thread.name}
+
+
+def descriptors() -> int:
+    """How many files and connections are open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- The functions ----
+
+FUNCTIONS = """
+check_photo(path, [settings])  check_folder(folder, [settings], [run])  check_folders(root, [settings], [run])
+description_of(photo)  sent_bytes(folder, photo, [offset])  map_html(tours)  map_geojson(tours)
+publish(tour, account, [service], [run])  check_live(folder, account, [service], [run])
+account_of(token, [organization_id], [service])  authorize_url(application, state, [service])
+token_from(application, code, [service])  renewed(application, profile, [service])  service_from(environment)
+"""
+
+
+@pytest.mark.parametrize("promise", re.split(r"  |\n", FUNCTIONS.strip()))
+def test_a_function_takes_what_is_promised(promise: str) -> None:
+    function = getattr(mu, promise.partition("(")[0])
+    parameters = inspect.signature(function).parameters.values()
+    words = [p.name if p.default is inspect.Parameter.empty else f"[{p.name}]" for p in parameters]
+    assert f"{function.__name__}({', '.join(words)})" == promise and function.__doc__
+
+
+def test_a_photo_is_checked_by_itself(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names[1:]:
+        (folder / name).unlink()
+    photo = mu.check_photo(folder / names[0])  # its neighbours are not missed
+    assert (photo.file, photo.state, photo.problems, photo.warnings) == (names[0], "ready", (), ())
+    assert (photo.latitude, photo.longitude, photo.heading, photo.altitude) == (51.5294417, -0.1538283, 75, 40)
+    (folder / names[0]).write_bytes(b"")
+    assert "empty file" in str(mu.check_photo(str(folder / names[0])).problems[0])
+    assert "No such file" in str(mu.check_photo(folder / "missing.jpg").problems[0])
+    zoneless = factory.photo_bytes(factory.sequence_maker_json({"photo.cli_connection_method": "timecapture"}))
+    (folder / "z.jpg").write_bytes(zoneless)
+    assert "--utc-offset" in str(mu.check_photo(folder / "z.jpg").warnings[0])
+    assert mu.check_photo(folder / "z.jpg", mu.Settings(utc_offset=60)).warnings == ()
+
+
+def test_checking_writes_nothing_and_needs_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
+    before = {path: path.stat() for path in [folder, *folder.iterdir()]}
+    tour = mu.check_folder(str(folder), mu.Settings(min_age=0))
+    assert isinstance(tour, mu.Tour) and [one.folder for one in mu.check_folders(folder.parent)] == [folder]
+    assert {path: path.stat() for path in [folder, *folder.iterdir()]} == before
+    assert (len(tour.photos), len(tour.sequences), tour.skipped, tour.owner, tour.code) == (8, 1, [], None, 0)
+    assert tour.sequences[0].photos == tour.photos and tour.sequences[0].problems == [] and tour.photos[0].uuid
+
+
+def test_what_is_described_and_sent_is_what_arrives(sandbox: Sandbox, folder: Path) -> None:
+    tour = mu.check_folder(folder)
+    planned = {photo.file: (mu.description_of(photo), b"".join(mu.sent_bytes(folder, photo))) for photo in tour.photos}
+    assert mu.publish(tour, account(sandbox), service_of(sandbox)).code == 0
+    assert {photo.name: (photo.description, bytes(photo.data)) for photo in sandbox.published} == planned
+    assert b"".join(mu.sent_bytes(folder, tour.photos[0], 1000)) == planned[tour.photos[0].file][1][1000:]
+
+
+def test_a_result_says_what_json_says(sandbox: Sandbox, folder: Path) -> None:
+    result = mu.publish(mu.check_folder(folder), account(sandbox), service_of(sandbox))
+    assert isinstance(result, mu.Result) and (result.code, result.errors, len(result.photos)) == (0, [], 8)
+    assert {sequence.state for sequence in result.sequences} == {"published"} and result.username == "demo"
+    owner = mu.check_folder(folder).owner
+    assert owner and (owner.username, owner.user_id, owner.token) == ("demo", "1001", "")
+    looked = mu.check_live(folder, account(sandbox), service_of(sandbox))
+    checked = mu.check_folder(folder).document() | {"dry_run": True, "username": "demo"}
+    for document in (result.document(), looked.document(), checked):
+        jsonschema.validate(json.loads(json.dumps(document)), SCHEMA)
+    assert looked.document() == upload(folder, sandbox, "--check", "--json").document
+    assert checked == upload(folder, sandbox, "--dry-run", "--json").document
+
+
+# ---- Errors ----
+
+
+def busy(sandbox: Sandbox, folder: Path) -> None:
+    with mu.locked(folder):
+        upload_here(folder, sandbox)
+
+
+def anothers(sandbox: Sandbox, folder: Path) -> None:
+    upload_here(folder, sandbox)
+    mu.publish(mu.check_folder(folder), mu.Account(TOKEN, "1002", "other"), service_of(sandbox))
+
+
+Act = Callable[[Sandbox, Path], object]
+NOWHERE = mu.Service("http://127.0.0.1:9/graph", "http://127.0.0.1:9/upload")
+ERRORS: dict[str, tuple[int, Act]] = {
+    "no folder": (2, lambda sandbox, folder: mu.check_folder(folder / "missing")),
+    "no folder below": (2, lambda sandbox, folder: mu.check_folders(folder / "missing")),
+    "no sequence": (2, lambda sandbox, folder: mu.check_folder(folder, mu.Settings(republish=frozenset(["x"])))),
+    "no token": (4, lambda sandbox, folder: mu.account_of("", service=service_of(sandbox))),
+    "bad token": (4, lambda sandbox, folder: mu.account_of("wrong", service=service_of(sandbox))),
+    "no organization": (2, lambda sandbox, folder: account(sandbox, "99")),
+    "no server": (1, lambda sandbox, folder: mu.account_of(TOKEN, service=NOWHERE)),
+    "bad address": (2, lambda sandbox, folder: mu.service_from({"MAPILLARY_UPLOAD_ENDPOINT": "http://example.org"})),
+    "nothing published": (1, lambda sandbox, folder: mu.check_live(folder, account(sandbox), service_of(sandbox))),
+    "another run": (5, busy),
+    "another account": (2, anothers),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_carry_their_code_and_what_to_do(
+    sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    monkeypatch.setattr(mu, "LONGEST_RETRY_WAIT", 0)
+    code, act = ERRORS[error]
+    with pytest.raises(mu.UploaderError) as caught:
+        act(sandbox, folder)
+    assert caught.value.code == code and str(caught.value).endswith(caught.value.hint)
+    assert (caught.value.hint or error == "no server") and TOKEN not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_photo_stands_in_that_photo(sandbox: Sandbox, folder: Path) -> None:
+    victim = sorted(folder.glob("*.jpg"))[2]
+    sandbox.faults.append(Fault("POST /mly.*jpg", status=400, body={"debug_info": {"message": "odd"}}))
+    result = upload_here(folder, sandbox, workers=1)
+    failed = [photo for photo in result.photos if photo.state == "failed"]
+    assert result.code == 1 and len(failed) == 1 and "odd" in failed[0].failure and result.errors == []
+    victim.write_bytes(b"")
+    tour = mu.check_folder(folder)
+    assert [photo.file for photo in tour.photos if photo.problems] == [victim.name]
+    assert (tour.code, tour.errors) == (3, [])
+    assert mu.publish(tour, account(sandbox), service_of(sandbox)).code == 3 and sandbox.clusters == []
+    tour = mu.check_folder(folder, mu.Settings(skip_invalid=True))
+    assert mu.publish(tour, account(sandbox), service_of(sandbox)).code == 3 and len(sandbox.published) == 7
+
+
+# ---- What has changed between checking and publishing ----
+
+
+def half_published(sandbox: Sandbox, folder: Path) -> None:
+    """Another run has uploaded photos, and not published them."""
+    sandbox.faults.append(Fault("POST /finish_upload", status=400, body={"error": {"message": "no"}}))
+    assert upload_here(folder, sandbox).code == 1
+
+
+CHANGES: dict[str, Act] = {
+    "longer": lambda sandbox, folder: os.truncate(min(folder.glob("*.jpg")), 9999),
+    "touched": lambda sandbox, folder: os.utime(min(folder.glob("*.jpg")), (1_700_000_000, 1_700_000_000)),
+    "removed": lambda sandbox, folder: min(folder.glob("*.jpg")).unlink(),
+    "published": lambda sandbox, folder: upload_here(folder, sandbox),
+    "uploaded": half_published,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_since_it_was_checked_is_not_published(sandbox: Sandbox, folder: Path, change: str) -> None:
+    tour = mu.check_folder(folder)
+    CHANGES[change](sandbox, folder)
+    requests = len(sandbox.requests)
+    with pytest.raises(mu.UploaderError, match="Check (it|the folder) again") as caught:
+        mu.publish(tour, account(sandbox), service_of(sandbox))
+    assert caught.value.code == 1 and {request.path for request in sandbox.requests[requests:]} == {"/me"}
+
+
+def test_image_ids_that_were_noted_meanwhile_are_no_change_and_are_kept(sandbox: Sandbox, folder: Path) -> None:
+    upload_here(folder, sandbox)
+    factory.write_tour(folder, dict(list(factory.tour(10).items())[8:]))
+    tour = mu.check_folder(folder)
+    assert mu.check_live(folder, account(sandbox), service_of(sandbox)).code == 1  # two are new
+    assert mu.publish(tour, account(sandbox), service_of(sandbox)).code == 0
+    noted = [p["image_id"] for s in resume_of(folder)["sequences"].values() for p in s["photos"].values()]
+    assert len(sandbox.published) == 10 and sum(map(bool, noted)) == 8
+
+
+# ---- Any process, any thread ----
+
+
+def test_a_tour_can_be_published_in_another_process(sandbox: Sandbox, folder: Path, tmp_path: Path) -> None:
+    (folder / "bad.jpg").write_bytes(b"no photo")
+    tour = mu.check_folder(folder, mu.Settings(skip_invalid=True, republish=frozenset(), min_age=0))
+    tour.errors.append(mu.UsageError("what", "to do"))
+    (tmp_path / "pickled").write_bytes(pickle.dumps((tour, account(sandbox, "2002"), service_of(sandbox))))
+    code = (
+        "import pickle, sys, mapillary_uploader as mu\ntour, account, service = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert tour.errors.pop().hint == 'to do'\nprint(int(mu.publish(tour, account, service).code))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "pickled")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
+    assert len(sandbox.published) == 8 and sandbox.clusters[0].organization_id == "2002"
+
+
+def test_folders_are_published_at_once_in_several_threads(sandbox: Sandbox, tmp_path: Path) -> None:
+    tours = [factory.tour(5, start=f"2021:07:2{number} 09:16:54Z") for number in range(4)]
+    folders = [factory.write_tour(tmp_path / str(number), tour) for number, tour in enumerate(tours)]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(partial(upload_here, sandbox=sandbox), folders))
+    assert [result.code for result in results] == [0] * 4
+    assert len(sandbox.published) == 20 and sandbox.published_twice == [] and sandbox.corrupt == []
+
+
+class Watched(FastRun):
+    """Keeps what is told of progress, and by whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[mu.Progress, threading.Thread]] = []
+
+    def progress(self, progress: mu.Progress) -> None:
+        self.told.append((progress, threading.current_thread()))
+
+
+def test_progress_is_told_in_the_thread_of_the_call(sandbox: Sandbox, folder: Path) -> None:
+    run = Watched()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(upload_here, folder, sandbox, run).result()
+        assert {thread for _, thread in run.told} == {threads.submit(threading.current_thread).result()}
+    last, size = run.told[-1][0], sum(path.stat().st_size for path in folder.glob("*.jpg"))
+    assert mu.Progress("check", 8, 8) in [progress for progress, _ in run.told]
+    assert last[:6] == ("upload", 8, 8, size, size, 0) and last.seconds > 0
+
+
+@pytest.mark.parametrize(("uploaded_at", "before"), [(r"\1", 8), ("2026-01-01T00:00:00.000Z", 0)])
+def test_progress_counts_what_was_there(sandbox: Sandbox, folder: Path, uploaded_at: str, before: int) -> None:
+    sandbox.faults.append(Fault("POST /mly.*json", status=400))
+    assert upload_here(folder, sandbox).code == 1
+    file, run = folder / "mapillary_uploader.json", Watched()
+    file.write_text(re.sub(r'(?<="uploaded_at": ")([^"]*)', uploaded_at, file.read_text()))
+    assert upload_here(folder, sandbox, run).code == 0
+    uploads = [progress for progress, _ in run.told if progress.step == "upload"]
+    assert {(progress.before, progress.total) for progress in uploads} == {
+        (before, 8 - before)
+    }  # a handle lives two days
+
+
+def test_a_call_touches_nothing_of_its_process(
+    sandbox: Sandbox, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    service, handlers = service_of(sandbox), [signal.getsignal(number) for number in signal.valid_signals()]
+    for name in ("ACCESS_TOKEN", "GRAPH_API_ENDPOINT", "UPLOAD_ENDPOINT", "CONFIG_PATH", "CLIENT_TOKEN"):
+        monkeypatch.setenv(f"MAPILLARY_{name}", "http://127.0.0.1:9/wrong")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    environment, stream = dict(os.environ), sys.stdout
+    for spoilt in (False, True):
+        if spoilt:
+            monkeypatch.delenv("HOME")
+            (folder / "bad.jpg").write_bytes(b"")
+            sandbox.faults.append(Fault("POST", status=503, times=None))
+        who = mu.account_of(f" {TOKEN}\n", service=service)
+        mu.publish(mu.check_folder(folder, mu.Settings(patience=0)), who, service, FastRun())
+        mu.check_live(folder, who, service)
+    assert dict(os.environ) | {"HOME": str(tmp_path / "home")} == environment and sys.stdout is stream
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+    assert tuple(capfd.readouterr()) == ("", "") and list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is left behind isn't cleared away by Python."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_threads_and_connections_are_gone_when_a_call_returns(sandbox: Sandbox, folder: Path) -> None:
+    threads, files = ours(), descriptors()
+    who = account(sandbox)
+    assert ours() == threads
+    sandbox.faults.append(Fault("POST /mly", status=500, times=3))
+    assert mu.publish(mu.check_folder(folder), who, service_of(sandbox), FastRun()).code == 0
+    assert ours() == threads
+    assert mu.check_live(folder, who, service_of(sandbox)).code == 0
+    assert ours() == threads
+    until(lambda: descriptors() <= files)  # the sandbox' ends too
+
+
+def test_no_token_is_shown(sandbox: Sandbox) -> None:
+    application = mu.Application("id", "the secret", "https://example.org")
+    shown = repr([account(sandbox), mu.Profile("name", TOKEN), application])
+    assert TOKEN not in shown and "the secret" not in shown and "demo" in shown and "example.org" in shown
+
+
+# ---- To stop a call ----
+
+
+def stopping_at(pattern: str, run: mu.Run) -> Callable[[Request], bool]:
+    """Matches requests, and stops the run as soon as there is one."""
+
+    def match(request: Request) -> bool:
+        if found := re.search(pattern, request.target):
+            run.stop.set()
+        return bool(found)
+
+    return match
+
+
+HANGS: list[tuple[str, dict[str, Any]]] = [
+    ("GET /images", {"hang": 600}),
+    ("POST /mly.*jpg", {"hang": 600}),
+    ("POST /mly.*jpg", {"unread": True, "hang": 600}),
+    ("POST /mly.*jpg", {"read_rate": 1_000.0}),
+    ("POST /mly.*json", {"hang": 600}),
+    ("POST /finish_upload", {"hang": 600}),
+    ("POST /finish_upload", {"drip": 60.0}),
+    ("GET /images", {"status": 429, "headers": {"Retry-After": "600"}}),
+    ("POST /mly", {"status": 429, "headers": {"Retry-After": "600"}}),
+]
+
+
+@pytest.mark.parametrize(("at", "fault"), HANGS)
+def test_stop_ends_a_call_that_hangs(sandbox: Sandbox, tmp_path: Path, at: str, fault: dict[str, Any]) -> None:
+    folder = factory.write_tour(tmp_path / "tour", factory.tour(2, filler=9_000_000 if "unread" in fault else 99))
+    tour, who, threads, run = mu.check_folder(folder), account(sandbox), ours(), mu.Run()
+    sandbox.faults.append(Fault(stopping_at(at, run), times=None, **fault))
+    started = time.monotonic()
+    result = mu.publish(tour, who, service_of(sandbox), run)
+    assert time.monotonic() - started < 20 and result.code == 130 and "stopped" in str(result.errors)
+    until(lambda: ours() == threads)
+    sandbox.clear_faults()
+    assert upload_here(folder, sandbox).code == 0 or at == "POST /finish_upload"
+    assert sandbox.published_twice == []
+
+
+def test_stop_ends_the_wait_in_an_outage(sandbox: Sandbox, folder: Path) -> None:
+    class Impatient(mu.Run):
+        def message(self, level: str, text: str) -> None:
+            if "nothing gets through" in text:
+                self.stop.set()
+
+    sandbox.faults.append(Fault("POST /mly", status=503, times=None))
+    tour, started = mu.check_folder(folder, mu.Settings(retries=0)), time.monotonic()
+    result = mu.publish(tour, account(sandbox), service_of(sandbox), Impatient())
+    assert time.monotonic() - started < 20 and result.code == 130
+
+
+def test_stop_ends_a_check_and_a_look(sandbox: Sandbox, folder: Path) -> None:
+    class Impatient(mu.Run):
+        def progress(self, progress: mu.Progress) -> None:
+            assert not self.stop.is_set()
+            self.stop.set()
+
+    calls: list[Callable[[mu.Run], object]] = [
+        lambda run: mu.check_folder(folder, run=run),
+        lambda run: mu.check_folders(folder.parent, run=run),
+        lambda run: mu.check_live(folder, account(sandbox), service_of(sandbox), run),
+    ]
+    upload_here(folder, sandbox)
+    factory.write_tour(folder, factory.tour(9))
+    looking = mu.Run()
+    sandbox.faults.append(Fault(stopping_at("GET /images", looking), times=None, hang=600))
+    for call, run in zip(calls, (Impatient(), Impatient(), looking)):
+        started = time.monotonic()
+        with pytest.raises(mu.Stopped) as caught:
+            call(run)
+        assert time.monotonic() - started < 20 and caught.value.code == 130
+
+
+# ---- The README's examples ----
+
+
+def test_the_readmes_example_works(sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.jpg").write_bytes(b"no photo")
+    names: dict[str, Any] = {}
+    exec(BLOCKS[0], names)
+    upload, job = names["upload"], names["Job"]()
+    assert not upload(folder, TOKEN, job, service_of(sandbox))
+    assert capsys.readouterr().out.startswith("bad.jpg not a JPEG photo")
+    (folder / "bad.jpg").unlink()
+    assert upload(folder, TOKEN, job, service_of(sandbox)) is True and len(sandbox.published) == 8
+    assert job.percent == 100 and capsys.readouterr().out == ""
+
+
+def test_the_readmes_web_app_signs_people_in(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            """Stay where the browser would be."""
+
+    for name in ("authorize_url", "token_from"):
+        monkeypatch.setattr(mu, name, partial(getattr(mu, name), service=service_of(sandbox)))
+    names: dict[str, Any] = {}
+    exec(BLOCKS[1].replace("client id", sandbox.client_id).replace("client secret", sandbox.client_secret), names)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.build_opener(Here).open(names["address"])
+    address, _, words = str(caught.value.headers["Location"]).partition("?")
+    query = dict(urllib.parse.parse_qsl(words))
+    assert address == "https://example.org/callback"
+    with pytest.raises(PermissionError):
+        names["callback"](query, "another state")
+    token = names["callback"](query, names["state"])
+    assert mu.account_of(token, service=service_of(sandbox)).username == "demo"
+    profile = mu.renewed(names["application"], mu.Profile("x", token), service_of(sandbox))
+    assert profile.name == "x" and profile.token not in ("", token) and profile.expires

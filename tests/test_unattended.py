@@ -1,0 +1,403 @@
+"""README "Unattended": -r over many folders, folders that are still being copied, busy ones, cron and many boxes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_the_resume_file import FINISH, LOCK, NEVER, PHOTO, Files, Later, sizes, wait_until, without_override
+
+import factory
+import mapillary_uploader as mu
+from sandbox import Fault, Sandbox
+from support import PROGRAM, ROOT, FastRun, account, environment, run, service_of, upload, upload_here
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def walk(count: int, name: str = "walk", **options: Any) -> Files:
+    """Photos that miss no other, in a sequence of that name, with a time and a place of its own."""
+    number = zlib.crc32(name.encode())
+    start = factory.format_time(datetime(2021, 1, 1) + timedelta(minutes=number % 500_000)) + "Z"
+    own: dict[str, Any] = {"start": start, "latitude": number / 2**27, "names": name + " {}.jpg", "sequence_id": name}
+    return factory.tour(count, **own | {"every": {"photo.connections": {}}} | options)
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Folders with a photo each, sequences of their own."""
+    for name in names:
+        factory.write_tour(root / name, walk(1, re.sub(r"\W", "_", name)))
+    return root
+
+
+def all_below(root: Path, sandbox: Sandbox, **settings: Any) -> list[mu.Result]:
+    """What -r does, from Python."""
+    tours = mu.check_folders(root, mu.Settings(**settings))
+    return [mu.publish(tour, account(sandbox), service_of(sandbox), FastRun()) for tour in tours]
+
+
+@contextlib.contextmanager
+def busy(folder: Path) -> Iterator[None]:
+    """Another run is at work there."""
+    with open(folder / LOCK, "a+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ---- which folders ----
+
+
+def test_every_folder_below_is_looked_into_links_too_and_each_once(sandbox: Sandbox, tmp_path: Path) -> None:
+    names = [".", "a", "a/b/c", "@Lake Garda", "#1", "~2", "Recycler", "_3 $RECYCLE.BIN"]
+    root = tree(tmp_path / "root", *names)
+    tree(tmp_path, "elsewhere")
+    for link, target in {"link": "../elsewhere", "link again": "../elsewhere", "loop": ".", "a/up": ".."}.items():
+        (root / link).symlink_to(target)
+    for name in ("itself", "dangling", "notes.txt"):
+        (root / name).symlink_to({"itself": "itself", "dangling": "nowhere"}.get(name, PROGRAM))
+    result = upload(root, sandbox, "-r", "--json")
+    folders = [os.path.relpath(folder["directory"], root) for folder in result.document["folders"]]
+    assert result.code == 0 and sorted(folders) == sorted([*names, "link"])
+    assert len(sandbox.published) == 9 and sandbox.published_twice == []
+
+
+PASSED_OVER = [".hidden", "@eaDir", "#recycle", "#snapshot", "~snapshot", "$RECYCLE.BIN", "RECYCLER"]
+PASSED_OVER += ["System Volume Information", "lost+found", "Network Trash Folder", "kept out"]
+
+
+def test_what_is_passed_over_is_named_with_v(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = tree(tmp_path / "root", "good", *PASSED_OVER, "kept out/below")
+    (root / "kept out" / "mapillary_uploader.skip").touch()
+    result = upload(root, sandbox, "-r", "-v")
+    assert result.code == 0 and len(sandbox.published) == 1
+    assert [name for name in PASSED_OVER if f"passed over: {root / name}\n" not in result.err] == []
+
+
+@pytest.mark.parametrize("link", ["x" * 300, "secret/below"], ids=["a name too long", "no access"])
+def test_a_folder_that_cannot_be_read_is_reported(sandbox: Sandbox, tmp_path: Path, link: str) -> None:
+    root = tree(tmp_path / "root", "a", "secret", "secret/below", "z")
+    (root / "dead").symlink_to(link)
+    (root / "secret").chmod(0)
+    result = run("-r", "-d", root, "-u", "demo", env=environment(sandbox), preexec_fn=without_override)
+    assert result.code == 2 and len(sandbox.published) == 2
+    for name in ("dead", "secret"):
+        assert f"{root / name} can't be read: " in result.err and f"exit 2: {root / name}" in result.out
+    (root / "secret").chmod(0o755)
+
+
+def test_what_cannot_be_looked_at_is_rejected_as_a_photo_else_named(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = tree(tmp_path, "tour") / "tour"
+    for name in ("dead", "dead.mp4"):
+        (folder / name).symlink_to("x" * 300)
+    result = upload(folder, sandbox, "--json")
+    assert result.code == 0 and result.document["skipped"] == ["dead", "dead.mp4"]
+    (folder / "dead.jpg").symlink_to("x" * 300)
+    photo = next(photo for photo in upload_here(folder, sandbox).photos if photo.file == "dead.jpg")
+    assert photo.state == "rejected" and "File name too long" in str(photo.problems[0])
+
+
+def test_without_r_the_folders_below_are_named(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = tree(tmp_path / "root", "tour 1", "tour 2", "@eaDir")
+    (root / "empty").mkdir()
+    result = upload(root, sandbox)
+    assert result.code == 2 and "no photo" in result.err and "-r looks into the folders below" in result.err
+    factory.write_tour(root, walk(1, "stray"))
+    result = upload(root, sandbox)
+    line = next(line for line in result.out.splitlines() if "-r" in line and "tour 1/" in line)
+    assert result.code == 0 and "tour 2/" in line and "empty" not in line and len(sandbox.published) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["-r"]])
+def test_no_such_folder_and_no_photo_are_wrong_usage(sandbox: Sandbox, tmp_path: Path, arguments: list[str]) -> None:
+    result = upload(tmp_path / "nowhere", sandbox, *arguments)
+    assert result.code == 2 and "no such folder" in result.err
+    assert upload(tmp_path, sandbox, *arguments).code == 2 and sandbox.posts() == []
+
+
+# ---- one photo in two folders ----
+
+
+@pytest.mark.parametrize("names", [("a", "a/copies"), ("a", "b"), ("2", "10")])
+def test_of_copies_in_two_folders_the_first_is_sent(sandbox: Sandbox, tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        factory.write_tour(tmp_path / name, walk(3))
+    for _ in range(2):
+        result = upload(tmp_path, sandbox, "-r", "--json")
+        states = [[photo["state"] for photo in folder["photos"]] for folder in result.document["folders"]]
+        assert result.code == 0 and states[0] == ["published"] * 3 and states[1][0] in ("copy", "published")
+        assert len(sandbox.clusters) == 1 and len(sandbox.published) == 3
+    assert not (tmp_path / names[1] / "mapillary_uploader.json").exists()
+
+
+@pytest.mark.parametrize("first", ["", "raw", "blurred"])
+@pytest.mark.parametrize("names", [*itertools.permutations("abc")])
+def test_versions_in_several_folders_are_held_back_all_but_what_is_published(
+    sandbox: Sandbox, tmp_path: Path, names: tuple[str, str, str], first: str
+) -> None:
+    versions = {"raw": walk(2), "unblurred": walk(2), "blurred": walk(2, picture="blurred")}
+    places = {version: tmp_path / name for version, name in zip(versions, names)}
+    for version in [first] * bool(first):
+        factory.write_tour(places[version], versions[version])
+        assert upload_here(places[version], sandbox).code == 0
+    for version, photos in versions.items():
+        factory.write_tour(places[version], photos)
+    codes = {result.folder: result.code for result in all_below(tmp_path, sandbox, skip_invalid=True)}
+    assert len(sandbox.published) == 2 * bool(first) and max(codes.values()) == 3
+    assert codes[places["blurred"]] == (0 if first == "blurred" else 3)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["published", "unconfirmed"])
+@pytest.mark.parametrize("archive", ["archive/2026", "zzz"])
+def test_what_was_moved_to_an_archive_is_not_sent_again(
+    sandbox: Sandbox, tmp_path: Path, archive: str, lost: bool
+) -> None:
+    sandbox.live_after = NEVER
+    sandbox.faults += [Fault(FINISH, lost=True)] * lost
+    drop = factory.write_tour(tmp_path / "drop", walk(3))
+    assert upload_here(drop, sandbox).code == int(lost)
+    (tmp_path / archive).mkdir(parents=True)
+    for path in drop.glob("*.jpg"):
+        path.rename(tmp_path / archive / path.name)
+    factory.write_tour(drop, walk(2, "next"))
+    assert upload(tmp_path, sandbox, "-r").code == int(lost) and sizes(sandbox) == [3, 2]
+    assert {int(result.code) for result in all_below(tmp_path, sandbox)} == {int(lost)} and sizes(sandbox) == [3, 2]
+
+
+def test_a_folder_that_was_moved_with_its_resume_file_sends_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    drop = factory.write_tour(tmp_path / "drop", walk(3))
+    assert upload_here(drop, sandbox).code == 0
+    (tmp_path / "below").mkdir()
+    drop.rename(tmp_path / "below" / "moved")
+    assert upload(tmp_path, sandbox, "-r").code == 0 and sizes(sandbox) == [3]
+
+
+# ---- folders that are still being copied ----
+
+
+@pytest.mark.parametrize("mtime", [0, 1_700_000_000, 4_000_000_000], ids=["1970", "copied with it", "in the future"])
+def test_min_age_counts_from_when_the_file_came(sandbox: Sandbox, tmp_path: Path, mtime: int) -> None:
+    folder = factory.write_tour(tmp_path / "tour", walk(3))
+    for path in folder.glob("*.jpg"):
+        os.utime(path, (mtime, mtime))
+    result = upload(folder, sandbox, "--min-age", "600")
+    assert result.code == 1 and "may still be being copied" in result.err and sandbox.posts() == []
+    assert upload_here(folder, sandbox, Later(601 / 3600), min_age=600).code == 0 and len(sandbox.published) == 3
+
+
+def test_min_age_looks_at_the_youngest_photo_and_not_at_published_ones(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = factory.write_tour(tmp_path / "tour", walk(3))
+    youngest = sorted(folder.glob("*.jpg"))[1]
+    os.utime(youngest, (youngest.stat().st_ctime + 900,) * 2)
+    result = upload_here(folder, sandbox, Later(1000 / 3600), min_age=600)
+    assert result.code == 1 and youngest.name in str(result.errors[0]) and sandbox.posts() == []
+    assert upload_here(folder, sandbox, Later(1000 / 3600), min_age=90).code == 0
+    os.utime(youngest)
+    assert upload(folder, sandbox, "--min-age", "600").code == 0
+
+
+HALF: dict[str, Any] = {"every": None}  # each is connected to those beside it
+
+
+@pytest.mark.parametrize(
+    ("seconds", "min_age", "code"),
+    [(0, None, 1), (590, None, 1), (610, None, 0), (0, 0, 0), (0, 300, 1), (310, 300, 0)],
+)
+def test_a_folder_in_which_connected_photos_are_missing_is_given_ten_minutes(
+    sandbox: Sandbox, tmp_path: Path, seconds: float, min_age: float | None, code: int
+) -> None:
+    photos = walk(6, **HALF)
+    folder = factory.write_tour(tmp_path / "tour", dict([*photos.items()][:3]))
+    result = upload_here(folder, sandbox, Later(seconds / 3600), min_age=min_age)
+    assert result.code == code and len(sandbox.published) == (0 if code else 3)
+    assert any("connected to a photo that isn't here" in str(w) for photo in result.photos for w in photo.warnings)
+    factory.write_tour(folder, photos)
+    assert upload_here(folder, sandbox).code == 0 and len(sandbox.published) == 6
+    assert len(sandbox.clusters) == (1 if code else 2)
+
+
+def test_a_neighbour_that_is_rejected_or_archived_is_not_missing(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = factory.write_tour(tmp_path / "tour", walk(3, **HALF))
+    assert upload_here(folder, sandbox).code == 0
+    for path in folder.glob("*.jpg"):
+        path.unlink()
+    factory.write_tour(folder, dict([*walk(5, **HALF).items()][3:]))
+    (folder / "walk 5.jpg").write_bytes((folder / "walk 5.jpg").read_bytes()[:-2])
+    result = upload_here(folder, sandbox, skip_invalid=True)
+    assert result.code == 3 and len(sandbox.published) == 4
+    assert "connected to a photo that is rejected" in str(result.photos[0].warnings[0])
+
+
+@pytest.mark.parametrize("moment", ["GET /images", "published sequence"])
+def test_a_photo_that_comes_in_makes_the_run_unfinished(sandbox: Sandbox, tmp_path: Path, moment: str) -> None:
+    folder = factory.write_tour(tmp_path / "tour", walk(3))
+
+    class Arriving(FastRun):
+        def message(self, level: str, text: str) -> None:
+            if moment in text:
+                factory.write_tour(folder, {name: data for name, data in walk(4).items() if "4" in name})
+
+    result = upload_here(folder, sandbox, Arriving())
+    assert result.code == 1 and "1 photo came in while the run was at work" in str(result.errors[-1])
+    assert upload_here(folder, sandbox).code == 0 and sizes(sandbox) == [3, 1]
+
+
+# ---- many folders ----
+
+
+def test_the_exit_code_of_many_folders_is_the_first_of_the_order_that_any_had(sandbox: Sandbox, tmp_path: Path) -> None:
+    root, codes = tree(tmp_path / "root", "0"), {"0": 0}
+    sandbox.live_after = NEVER
+    for code in (3, 1, 2):
+        folder = tree(root, str(code)) / str(code)
+        if code == 1:
+            sandbox.faults.append(Fault(FINISH, lost=True))
+        else:
+            (folder / {2: "mapillary_uploader.json", 3: "bad.jpg"}[code]).write_text("{")
+        result, codes[str(code)] = upload(root, sandbox, "-r", "--json"), code
+        assert result.code == result.document["exit_code"] == code
+        assert {Path(folder["directory"]).name: folder["exit_code"] for folder in result.document["folders"]} == codes
+    tree(root, "busy", "done")
+    with busy(root / "busy"):
+        result = upload(root, sandbox, "-r")
+    assert result.code == 5 and {*re.findall(r"exit (\d): ", result.out)} == {*"1235"}
+    assert f"{root / 'busy'}: another run is at work" in result.err and len(sandbox.clusters) == 3
+    assert sandbox.published_twice == []
+
+
+def test_a_token_that_is_refused_ends_the_run_over_all_folders(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = tree(tmp_path / "root", "a", "b", "c")
+    sandbox.faults.append(Fault(PHOTO, after=1, status=401, times=None))
+    assert upload(root, sandbox, "-r").code == 4 and len(sandbox.posts("jpg")) == 2 and len(sandbox.clusters) == 1
+    sandbox.clear_faults()
+    assert upload(root, sandbox, "-r").code == 0 and len(sandbox.clusters) == 3
+
+
+def test_a_busy_folder_exits_5_at_once_and_sends_nothing(sandbox: Sandbox, folder: Path) -> None:
+    (folder / "bad.jpg").touch()
+    with busy(folder):
+        result = upload(folder, sandbox, "--json")
+    assert result.code == result.document["exit_code"] == 5 and "another run is at work" in result.err
+    assert {request.route for request in sandbox.requests} == {"GET /me"} and "bad.jpg" not in result.err
+
+
+def test_of_five_runs_at_once_one_works(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(FINISH, hang=600))
+    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", "--quiet"]
+    runs = [subprocess.Popen(command, env=environment(sandbox), stderr=subprocess.DEVNULL) for _ in range(5)]
+    wait_until(lambda: any(request.path == "/finish_upload" for request in sandbox.requests))
+    wait_until(lambda: sum(process.poll() is not None for process in runs) == 4)
+    assert sorted(process.poll() or 0 for process in runs) == [0, 5, 5, 5, 5] and len(sandbox.posts("jpg")) == 8
+    for process in runs:
+        process.kill()
+        process.wait()
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+
+HUNDREDS = """
+import json, os, sys, threading
+import mapillary_uploader as m
+service = m.service_from(os.environ)
+account = m.account_of(os.environ["MAPILLARY_ACCESS_TOKEN"], None, service)
+codes = [int(m.publish(tour, account, service).code) for tour in m.check_folders(sys.argv[1])]
+print(json.dumps([len(codes), sum(codes), threading.active_count(), len(os.listdir("/proc/self/fd"))]))
+"""
+
+
+@pytest.mark.parametrize("way", ["-r", "Python"])
+def test_300_folders_in_one_process_need_no_256_descriptors(sandbox: Sandbox, tmp_path: Path, way: str) -> None:
+    root = tree(tmp_path / "root", *(f"tour {number}" for number in range(300)))
+    if way == "-r":
+        assert run("-r", "-d", root, "-u", "demo", env=environment(sandbox), preexec_fn=few_descriptors).code == 0
+    else:
+        command = [sys.executable, "-c", HUNDREDS, str(root)]
+        env = environment(sandbox, PYTHONPATH=str(ROOT))
+        done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=few_descriptors)
+        folders, codes, threads, descriptors = json.loads(done.stdout)
+        assert (folders, codes, threads) == (300, 0, 1) and descriptors < 10, done.stderr
+    assert len(sandbox.clusters) == 300
+
+
+# ---- the README's lines ----
+
+
+def words_of(line: str) -> list[str]:
+    """The program's words in a line of a crontab or of a systemd unit."""
+    return shlex.split(line.partition("mapillary_uploader.py ")[2].partition(" >")[0])
+
+
+LINES = [line.strip() for line in README.splitlines() if "mapillary_uploader.py " in line]
+SCHEDULED = [line for line in LINES if re.match(r"([\d*/,-]+ ){2}.*\* |ExecStart=", line)]
+
+
+def test_the_readme_shows_cron_and_systemd() -> None:
+    assert {line.startswith("ExecStart=") for line in SCHEDULED} == {True, False}
+    assert any("--check" in line for line in SCHEDULED) and any("--min-age" in line for line in SCHEDULED)
+
+
+@pytest.mark.parametrize("line", SCHEDULED)
+def test_the_scheduled_lines_are_commands_that_the_program_takes(line: str) -> None:
+    result = run(*words_of(line))
+    assert "no token for" in result.err or "no such folder" in result.err, result.err
+    assert "%" not in line or line.startswith("ExecStart="), "cron takes % for the end of a line"
+
+
+def test_systemd_takes_no_exit_code_for_a_success_that_needs_a_person_now() -> None:
+    (line,) = re.findall(r"^ *SuccessExitStatus=(.*)$", README, re.M)
+    assert {*line.split()} <= {"1", "3", "5"}
+
+
+def session_key_of(folder: Path) -> str:
+    (photo,) = mu.check_folder(folder).photos
+    return f"mly_tools_{hashlib.md5(b''.join(mu.sent_bytes(folder, photo))).hexdigest()}.jpg"
+
+
+@pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
+def test_the_recipe_for_many_boxes_publishes_everything_once(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Two processes over a tree of tours: one is busy, one has a rejected photo, one is refused at first."""
+    (recipe,) = re.findall(r"^```bash\n((?:(?!```).)*--joblog.*?)^```$", README, re.M | re.S)
+    tours = tree(tmp_path / "tours", "busy", "rejected", "refused", "it's a tour", "x/$HOME", *"abc")
+    (tours / "rejected" / "bad.jpg").touch()
+    sandbox.faults.append(Fault(f"POST /{session_key_of(tours / 'refused')}", status=400))
+    setup, first, second = re.split(r"(?m)^(?=tours\b(?!\())", recipe)
+    box = {".venv/bin/python mapillary_uploader.py": f"{sys.executable} {PROGRAM}", "-u NAME": "-u demo"}
+    box |= {"/srv/uploader": str(tmp_path), "/srv/tours": str(tours), ":,box2,box3": ":"}
+
+    def call(command: str) -> tuple[int, list[int]]:
+        script = setup + command
+        for shown, here in box.items():
+            assert shown in script
+            script = script.replace(shown, here)
+        before = len(sandbox.requests)
+        done = subprocess.run(["bash", "-c", script], env=environment(sandbox), capture_output=True, text=True)
+        log = [line.split("\t") for line in (tmp_path / "tours.log").read_text().splitlines()[1:]]
+        assert sandbox.max_in_flight <= 4, done.stderr
+        runs = [request.path for request in sandbox.requests[before:]].count("/me")
+        return done.returncode, sorted(int(row[6]) for row in log[-runs:])
+
+    with busy(tours / "busy"):
+        assert call(first) == (3, [0, 0, 0, 0, 0, 1, 3, 5])
+    assert call(second) == (1, [0, 0, 3])
+    (tours / "rejected" / "bad.jpg").unlink()
+    assert call(second) == (0, [0])
+    assert len(sandbox.published) == 8 and sandbox.published_twice == []
+    tree(tours, "new")
+    assert call(first) == (0, [0] * 9) and len(sandbox.published) == 9 and sandbox.published_twice == []
