@@ -36,7 +36,6 @@ import base64
 import configparser
 import contextlib
 import errno
-import filecmp
 import hashlib
 import html
 import io
@@ -119,15 +118,8 @@ SKIP_NAME = "mapillary_uploader.skip"
 class Exit(IntEnum):
     """Exit codes; README.md says what each asks of a person or a monitor."""
 
-    DONE = 0
-    UNFINISHED = 1
-    USAGE = 2
-    REJECTED = 3
-    SIGN_IN = 4
-    BUSY = 5
-    OVERDUE = 6
-    INTERRUPTED = 130
-    TERMINATED = 143
+    DONE, UNFINISHED, USAGE, REJECTED, SIGN_IN, BUSY, OVERDUE = range(7)
+    INTERRUPTED, TERMINATED = 130, 143
 
 
 def worst(codes: Iterable[Exit]) -> Exit:
@@ -182,6 +174,10 @@ class ServiceError(UploaderError):
 
     without_effect = False
     status = 0
+
+    def __init__(self, message: str, hint: str = "", **facts: Any) -> None:
+        super().__init__(message, hint)
+        vars(self).update(facts)
 
 
 class Refused(ServiceError):
@@ -465,10 +461,8 @@ class Tour:
     @property
     def owner(self) -> Account | None:
         """Whom the resume file names; without a token."""
-        resume = self.resume
-        return (
-            Account("", resume.user_id, resume.username, resume.organization_id) if resume and resume.user_id else None
-        )
+        of = self.resume
+        return Account("", of.user_id, of.username, of.organization_id) if of and of.user_id else None
 
     @property
     def planned(self) -> list[Sequence]:
@@ -514,8 +508,7 @@ class Result(Tour):
 
     def codes(self) -> list[Exit]:
         """All exit codes that apply; DONE only where nothing is left for anyone to do."""
-        codes = super().codes()
-        states = {photo.state for photo in self.photos}
+        codes, states = super().codes(), {photo.state for photo in self.photos}
         open_sequences = any(s.state in ("publishing", "unconfirmed") for s in self.sequences)
         if open_sequences or (self.sendable and states & {"ready", "uploaded", "failed"}):
             codes.append(Exit.UNFINISHED)
@@ -547,8 +540,7 @@ def check_folder(folder: str | os.PathLike[str], settings: Settings = Settings()
 
     Raise UploaderError where the folder or its resume file can't be used.
     """
-    run = run or Run()
-    tour = read_folder(Path(folder), settings, run)
+    tour = read_folder(Path(folder), settings, run or Run())
     plan(tour)
     check_republish([tour])
     return tour
@@ -565,7 +557,7 @@ def check_folders(root: str | os.PathLike[str], settings: Settings = Settings(),
 
 def description_of(photo: Photo) -> dict[str, Any]:
     """Mapillary's description of a planned photo, exactly as it is sent: degrees, metres, UTC."""
-    return dict(json.loads(fitting(photo) or description_bytes(described(photo))))
+    return dict(json.loads(fitting(photo) or description_bytes(photo)))
 
 
 def sent_bytes(folder: str | os.PathLike[str], photo: Photo, offset: int = 0) -> Iterator[bytes]:
@@ -604,7 +596,8 @@ def publish(tour: Tour, account: Account, service: Service = Service(), run: Run
                 look_up_planned(client, resume, result)
             if not tour.errors and result.sendable:
                 Uploading(client, result).work()
-            resume.save_if_changed()
+            if resume.changed:
+                resume.save()
         except UploaderError as error:
             note_error(result, run, error)
         mark_states(result)
@@ -666,8 +659,7 @@ def token_from(application: Application, code: str, service: Service = Service()
 
 def renewed(application: Application, profile: Profile, service: Service = Service()) -> Profile:
     """The profile with a new token, before the old one has run out; raise SignInError where Mapillary won't."""
-    grant = {"grant_type": "refresh_token", "refresh_token": profile.token}
-    new = granted(application, service, grant)
+    new = granted(application, service, {"grant_type": "refresh_token", "refresh_token": profile.token})
     return replace(profile, token=new.token, expires=new.expires)
 
 
@@ -687,12 +679,9 @@ def service_from(environment: Mapping[str, str]) -> Service:
 # ----------------------------------------------------------------------------------------------------------------------
 
 NOT_JPEG = Problem("not a JPEG photo", "remove it from the folder, or export it as JPEG")
-CUT_IN_HEADER = Problem("cut short: the file ends inside its header", "copy it anew from the camera")
-CUT_IN_PIXELS = Problem("cut short: no end-of-image marker", "copy it anew from the camera or stitch it again")
 DAMAGED_EXIF = Problem("its EXIF is damaged", "take the photo as it was before, and run Sequence Maker on it again")
-DAMAGED_XMP = Problem(
-    "its XMP can't be read", "write it anew: exiftool -XMP:all= -XMP-GPano:ProjectionType=equirectangular FILE"
-)
+DAMAGED_XMP = Problem("its XMP can't be read",
+                      "write it anew: exiftool -XMP:all= -XMP-GPano:ProjectionType=equirectangular FILE")  # fmt: skip
 
 APP1, START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = 0xE1, 0xDA, 0xD9, 0xD8
 IDLE_SEGMENTS = {0xC4, *range(0xE0, 0xFF)} - {APP1}  # Huffman tables, other applications' data, comments
@@ -719,16 +708,13 @@ class Tag(NamedTuple):
 
 
 class Exif:
-    """A TIFF block that starts at byte `start` of the file, and its tags; raise Rejection where it isn't one.
-
-    The tags are those of IFD0, IFD1, Exif, GPS and Interoperability, each directory once. Values may lie out of bounds.
-    """
+    """A TIFF block that starts at byte `start` of the file, and its tags; raise Rejection where it isn't one."""
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         if data[:4] not in TIFF_ORDERS or len(data) < 8:
             raise Rejection(DAMAGED_EXIF, "no TIFF header")
         self.data, self.start, self.order = data, start, TIFF_ORDERS[data[:4]]
-        self.tags: list[Tag] = []
+        self.tags: list[Tag] = []  # of IFD0, IFD1 and DIRECTORIES, each once; values may lie out of bounds
         todo = [("IFD0", self._number("I", 4))]
         rows = struct.Struct(self.order + "HHII")
         seen: set[int] = set()
@@ -737,9 +723,8 @@ class Exif:
                 continue
             seen.add(at)
             end = at + 2 + 12 * min(self._number("H", at), (len(data) - at - 2) // 12)
-            for entry, (number, kind, count, value) in zip(
-                range(at + 2, end, 12), rows.iter_unpack(data[at + 2 : end])
-            ):
+            for entry, row in zip(range(at + 2, end, 12), rows.iter_unpack(data[at + 2 : end])):
+                number, kind, count, value = row
                 size = count * TYPE_SIZES.get(kind, 0)
                 self.tags.append(Tag(ifd, number, kind, entry, entry + 8 if size <= 4 else value, size))
                 if number in DIRECTORIES:
@@ -783,21 +768,17 @@ class Head:
 
 def read_head(stream: BinaryIO, size: int) -> Head:
     """Read a JPEG's head from a seekable stream of `size` bytes; raise Rejection where it isn't one."""
+    if not size:
+        raise Rejection(Problem("empty file", "copy it anew from the camera"))
     if stream.read(2) != b"\xff\xd8":
         raise Rejection(NOT_JPEG)
-    exif: list[tuple[bytes, int]] = []
-    xmp: list[bytes] = []
-    frame = bytearray(b"\xff\xd8")
-    scan = 0
-    for marker, at, payload in segments(stream, size):
-        scan = at + len(payload)
-        if marker != APP1:
-            frame += struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
-        elif payload.startswith(EXIF_MARK):
-            exif.append((payload[len(EXIF_MARK) :], at + len(EXIF_MARK)))
-        elif payload.startswith(XMP_MARK):
-            xmp.append(payload[len(XMP_MARK) :])
-    return Head(exif, xmp, *read_dimensions(bytes(frame)), *read_pixels(stream, scan, size))
+    parts = list(segments(stream, size))
+    app1 = [(data, at) for marker, at, data in parts if marker == APP1]
+    exif = [(data[len(EXIF_MARK) :], at + len(EXIF_MARK)) for data, at in app1 if data.startswith(EXIF_MARK)]
+    xmp = [data[len(XMP_MARK) :] for data, _ in app1 if data.startswith(XMP_MARK)]
+    frame = [struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data for marker, _, data in parts if marker != APP1]
+    scan = parts[-1][1] + len(parts[-1][2])
+    return Head(exif, xmp, *read_dimensions(b"\xff\xd8" + b"".join(frame)), *read_pixels(stream, scan, size))
 
 
 def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
@@ -817,7 +798,7 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
         elif 0xD0 <= marker <= 0xD7:  # RSTn has no length
             at += 2
         elif length < 2 or at + 2 + length > size:
-            raise Rejection(CUT_IN_HEADER)
+            raise Rejection(Problem("cut short: the file ends inside its header", "copy it anew from the camera"))
         else:
             if marker not in IDLE_SEGMENTS:
                 yield marker, at + 4, stream.read(length - 2)
@@ -827,10 +808,7 @@ def segments(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def read_pixels(stream: BinaryIO, scan: int, size: int) -> tuple[bool, str]:
-    """Whether an end-of-image marker follows the scan that starts at `scan`, and the picture's mark.
-
-    The mark survives tagging, renaming and copying: MD5 of the pixels' length, first 16 KiB and last 4 KiB.
-    """
+    """Whether an end-of-image marker follows the scan at `scan`, and a mark that survives tagging and renaming."""
     stream.seek(scan)
     begin = stream.read(16 * 1024)
     stream.seek(max(scan, size - 4096))
@@ -846,11 +824,8 @@ def read_pixels(stream: BinaryIO, scan: int, size: int) -> tuple[bool, str]:
 
 @lru_cache(8)  # photos of one camera often have the same tables
 def read_dimensions(frame: bytes) -> tuple[int, int]:
-    """Width and height by Pillow's JPEG reader, from a JPEG's tables and frame header alone.
-
-    Without EXIF, which Pillow would read too, slowly and noisily. Its limit on pixels stands in Image.open.
-    """
-    from PIL.JpegImagePlugin import JpegImageFile
+    """Width and height by Pillow, from a JPEG's tables and frame header: it reads EXIF slowly and noisily."""
+    from PIL.JpegImagePlugin import JpegImageFile  # not Image.open: it has a limit on pixels
 
     try:
         return JpegImageFile(io.BytesIO(frame)).size
@@ -872,17 +847,6 @@ def panorama_of(packet: bytes) -> dict[str, str]:
     found = {name: value for element in root.iter() for name, value in element.items()}
     found |= {str(element.tag): element.text or "" for element in root.iter()}
     return {name[len(GPANO) :]: value for name, value in found.items() if name.startswith(GPANO)}
-
-
-def status_of(path: Path) -> os.stat_result:
-    """The status of a photo's file; raise Rejection where there is none, or it is no regular file."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise Rejection(NO_FILE, error.strerror) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise Rejection(NO_FILE, "not a regular file")
-    return status
 
 
 def open_photo(path: Path) -> BinaryIO:
@@ -908,26 +872,19 @@ def md5(data: bytes) -> str:
 # Checks
 # ----------------------------------------------------------------------------------------------------------------------
 
-EMPTY = Problem("empty file", "copy it anew from the camera")
 TOO_LARGE = Problem("the file is larger than 50 MB", "export it with less quality or resolution")
 TOO_MANY_PIXELS = Problem("more than 100 megapixels", "export it with less resolution")
 NO_FILE = Problem("can't be read", "see to its permissions and the disk, or remove it from the folder")
-NOT_PANORAMA = Problem(
-    "not a 360° panorama: its XMP has no GPano ProjectionType equirectangular",
-    "if it is one, exiftool -XMP-GPano:ProjectionType=equirectangular FILE says so; else remove it from the folder",
-)
+NOT_PANORAMA = Problem("not a 360° panorama: its XMP has no GPano ProjectionType equirectangular", "if it is one, "
+    "exiftool -XMP-GPano:ProjectionType=equirectangular FILE says so; else remove it from the folder")  # fmt: skip
 UNTAGGED = Problem("not tagged by Sequence Maker", "run Sequence Maker on it, and upload what it makes")
-ALREADY_DESCRIBED = Problem("already tagged for Mapillary", "run on the originals that Sequence Maker made")
 BAD_POSITION = Problem("no usable position", "tag it with coordinates, and run Sequence Maker again")
 BAD_TIME = Problem("no usable capture time", "set the photo's time right, and run Sequence Maker again")
 BAD_SEQUENCE = Problem("no usable sequence id", "run Sequence Maker again")
 NO_ROOM = Problem("its EXIF has no room for Mapillary's description", "run Sequence Maker on the original again")
-NO_HEADING = Problem("no heading: nothing says which way it faces")
-PART_OF_SPHERE = Problem("the panorama covers part of the sphere; the rest will be blank")
 NO_ZONE = Problem("nothing says in which zone its camera's clock was", "say it with --utc-offset (+00:00 for UTC)")
 
-GPS_METHODS = ("timegps", "gps", "gpsdatetime", "filename")
-CAMERA_METHODS = ("timecapture", "originaldatetime")
+GPS_METHODS, CAMERA_METHODS = ("timegps", "gps", "gpsdatetime", "filename"), ("timecapture", "originaldatetime")
 CLOCKS = ("original_originalDateTime", "original_GPSDateTime")
 SHOT_KEYS = (*CLOCKS, *(f"original_{key}" for key in ("latitude", "longitude", "camera_make", "camera_model")))
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
@@ -943,7 +900,9 @@ def examine(path: Path, file: str, now: int, utc_offset: int | None, known: Phot
     """A photo with all that it says of itself. `known`, as it was published, where size and mtime are as then."""
     photo = Photo(file)
     try:
-        status = status_of(path)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Rejection(NO_FILE, "not a regular file")
         if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return known
         photo.size, photo.mtime_ns = status.st_size, status.st_mtime_ns
@@ -959,39 +918,32 @@ def examine(path: Path, file: str, now: int, utc_offset: int | None, known: Phot
 
 
 def judge(photo: Photo, stream: BinaryIO, now: int, utc_offset: int | None = None) -> None:
-    """All checks of one photo's bytes, in one pass. `now` is the time that no photo may be taken a day after."""
-    if not photo.size:
-        photo.reject(EMPTY)
-        return
+    """All checks of one photo's bytes, in one pass; raise Rejection for one that ends it. `now`: no photo is newer."""
     if photo.size > MAX_BYTES:
         photo.reject(TOO_LARGE._replace(detail=f"{photo.size:,} bytes"))
-    head = photo.take(read_head, stream, photo.size)
-    if head is None:
-        return
+    head = read_head(stream, photo.size)
     photo.pixels, photo.picture = head.width * head.height, head.picture
     if photo.pixels > MAX_PIXELS:
         photo.reject(TOO_MANY_PIXELS._replace(detail=f"{head.width} × {head.height}"))
     if not head.whole:
-        photo.reject(CUT_IN_PIXELS)
+        photo.reject(Problem("cut short: no end-of-image marker", "copy it anew from the camera or stitch it again"))
     photo.take(check_panorama, photo, head)
-    if exif := photo.take(find_description, head):
-        if record := photo.take(sequence_maker_json, exif):
-            read_record(photo, *record, exif, now, utc_offset)
-        photo.take(find_slot, photo, exif)
+    exif = find_description(head)
+    if record := photo.take(sequence_maker_json, exif):
+        read_record(photo, *record, exif, now, utc_offset)
+    find_slot(photo, exif)
 
 
 def check_panorama(photo: Photo, head: Head) -> None:
     """XMP must say that it is a panorama; a warning where it covers part of the sphere."""
-    gpano: dict[str, str] = {}
-    for packet in head.xmp:
-        gpano = panorama_of(packet) | gpano
+    gpano = {name: value for packet in reversed(head.xmp) for name, value in panorama_of(packet).items()}
     kind = gpano.get("ProjectionType", "").strip()
     if kind.casefold() != "equirectangular":
         raise Rejection(NOT_PANORAMA, f"it says {shown(kind[:40])}" if kind else "")
     full = gpano.get("FullPanoWidthPixels"), gpano.get("FullPanoHeightPixels")
     part = gpano.get("CroppedAreaImageWidthPixels"), gpano.get("CroppedAreaImageHeightPixels")
     if not (head.width == 2 * head.height if None in full + part else full == part):
-        photo.warnings += (PART_OF_SPHERE,)
+        photo.warnings += (Problem("the panorama covers part of the sphere; the rest will be blank"),)
 
 
 def find_description(head: Head) -> Exif:
@@ -1023,7 +975,7 @@ def sequence_maker_json(exif: Exif) -> tuple[dict[str, Any], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise Rejection(UNTAGGED, why_not_json(text, error)) from None
     if isinstance(value, dict) and value.keys() >= {"MAPLatitude", "MAPLongitude", "MAPCaptureTime"}:
-        raise Rejection(ALREADY_DESCRIBED)
+        raise Rejection(Problem("already tagged for Mapillary", "run on the originals that Sequence Maker made"))
     photo, sequence = (value.get("photo"), value.get("sequence")) if isinstance(value, dict) else (None, None)
     if not (isinstance(photo, dict) and isinstance(sequence, dict)):
         raise Rejection(UNTAGGED, "its ImageDescription is JSON of something else")
@@ -1037,8 +989,7 @@ def why_not_json(text: str, error: Exception) -> str:
         cut_off = unfinished or error.msg.startswith("Unterminated")
         what = "is cut off" if cut_off else f"is damaged at character {error.pos + 1}"
         return f"the JSON in its ImageDescription {what}"
-    begin = f"isn't JSON, it begins {shown(valid_text(text[:30]))}"
-    return f"its ImageDescription {begin if text else 'is empty'}"
+    return "its ImageDescription " + (f"isn't JSON, it begins {shown(valid_text(text[:30]))}" if text else "is empty")
 
 
 def read_record(
@@ -1046,28 +997,24 @@ def read_record(
 ) -> None:
     """Take from Sequence Maker's objects what Mapillary needs; a problem for each that is no use."""
     altitude, orientation = finite(record.get("original_altitude")), exif.number("IFD0", ORIENTATION)
-    photo.photo_id, photo.shot = as_text(record.get("id")), shot_of(record)
+    written = [(finite(value), value) for value in map(record.get, SHOT_KEYS)]  # marked however it is spelt
+    shot = [as_text(value).strip() if number is None else f"{number:.6f}" for number, value in written]
+    photo.photo_id, photo.shot = as_text(record.get("id")), md5("\n".join(shot).encode("utf-8", "replace"))
     photo.altitude = None if altitude is None else round(altitude, 3) + 0.0  # no negative zero
     photo.make = as_text(record.get("original_camera_make"))
     photo.model = as_text(record.get("original_camera_model"))
     photo.orientation = orientation if 1 <= orientation <= 8 else 1
-    photo.connections = tuple(map(valid_text, connections_of(record)))
-    photo.heading = heading_of(record)
+    found = record.get("connections")
+    connections = {key: found[key] for key in found if key != "null"} if isinstance(found, dict) else {}
+    photo.connections = tuple(map(valid_text, connections))
+    photo.heading = heading_of(record, connections.values())
     if photo.heading is None:
-        photo.warnings += (NO_HEADING,)
+        photo.warnings += (Problem("no heading: nothing says which way it faces"),)
     photo.latitude, photo.longitude = photo.take(position_of, record) or (0.0, 0.0)
     photo.taken_at = photo.take(capture_time, photo, record, exif, now, utc_offset) or 0
     photo.sequence_id = as_text(sequence.get("id"))
     if not (isinstance(sequence.get("id"), str) and re.fullmatch("[A-Za-z0-9_-]+", photo.sequence_id)):
         photo.reject(BAD_SEQUENCE._replace(detail=f"Sequence Maker wrote {said(sequence.get('id'))}"))
-
-
-def shot_of(record: Mapping[str, Any]) -> str:
-    """The mark of a shot: MD5 of both clocks, position and camera as written, however numbers and gaps are spelt."""
-    values = [record.get(key) for key in SHOT_KEYS]
-    numbers = map(finite, values)
-    texts = [f"{number:.6f}" if number is not None else as_text(v).strip() for number, v in zip(numbers, values)]
-    return md5("\n".join(texts).encode("utf-8", "replace"))
 
 
 def finite(value: object) -> float | None:
@@ -1103,9 +1050,9 @@ def position_of(record: Mapping[str, Any]) -> tuple[float, float]:
     """Latitude and longitude in degrees, 7 decimals."""
     position = []
     for name, limit in (("latitude", 90), ("longitude", 180)):
-        value = finite(record.get(f"original_{name}"))
+        value = finite(written := record.get(f"original_{name}"))
         if value is None or abs(value) > limit:
-            raise Rejection(BAD_POSITION, f"Sequence Maker wrote {said(record.get(f'original_{name}'))} as {name}")
+            raise Rejection(BAD_POSITION, f"Sequence Maker wrote {said(written)} as {name}")
         position.append(round(value, 7) + 0.0)
     if position == [0, 0]:
         raise Rejection(BAD_POSITION, "latitude and longitude are both 0")
@@ -1117,23 +1064,22 @@ def capture_time(photo: Photo, record: Mapping[str, Any], exif: Exif, now: int, 
 
     A GPS time without zone is UTC. A camera's zone is the one written, or EXIF's, or --utc-offset; else it stays open.
     """
-    method = as_text(record.get("cli_connection_method")).casefold()
-    if method not in GPS_METHODS + CAMERA_METHODS:
-        told = said(record.get("cli_connection_method"))
-        raise Rejection(BAD_TIME, f"Sequence Maker wrote {told} as the clock that it used")
-    by_gps = method in GPS_METHODS
-    written = parse_time(record.get(CLOCKS[by_gps]))
-    if written is None:
-        clock = "GPS time" if by_gps else "camera time"
-        raise Rejection(BAD_TIME, f"Sequence Maker wrote {said(record.get(CLOCKS[by_gps]))} as {clock}")
-    taken_at, zone, decimals = written
+    method = record.get("cli_connection_method")
+    by_gps = as_text(method).casefold() in GPS_METHODS
+    if not by_gps and as_text(method).casefold() not in CAMERA_METHODS:
+        raise Rejection(BAD_TIME, f"Sequence Maker wrote {said(method)} as the clock that it used")
+    written = record.get(CLOCKS[by_gps])
+    if not (parsed := parse_time(written)):
+        raise Rejection(BAD_TIME, f"Sequence Maker wrote {said(written)} as {'GPS' if by_gps else 'camera'} time")
+    taken_at, zone, decimals = parsed
     if not by_gps:
         gps = parse_time(record.get(CLOCKS[True]))
         zones = (zone, parse_zone(exif.text("Exif", OFFSET_TIME_ORIGINAL)), utc_offset)
         photo.zoneless = zones[:2] == (None, None)
         zone = next((zone for zone in zones if zone is not None), None)
         photo.clock_gap = taken_at - gps[0] + MINUTE * (gps[1] or 0) if gps else None
-        taken_at += 0 if decimals else decimals_ms(exif.text("Exif", SUB_SEC_TIME_ORIGINAL))
+        if not decimals:  # "5" is half a second, "05" a twentieth; in "12ab" the letters say nothing
+            taken_at += int(re.split("[^0-9]", exif.text("Exif", SUB_SEC_TIME_ORIGINAL))[0][:3].ljust(3, "0"))
     taken_at -= MINUTE * (zone or 0)
     if not EARLIEST_CAPTURE <= taken_at <= now + DAY:
         wrong_here = taken_at > now and now < EARLIEST_NOW
@@ -1143,60 +1089,39 @@ def capture_time(photo: Photo, record: Mapping[str, Any], exif: Exif, now: int, 
 
 
 def parse_time(value: object) -> tuple[int, int | None, str] | None:
-    """A time in EXIF's or ISO 8601's form: milliseconds as if UTC, zone in minutes, digits of its decimals.
-
-    None where it is no time. Milliseconds are cut, not rounded.
-    """
+    """A time in EXIF's or ISO 8601's form: milliseconds, cut, as if UTC; zone in minutes; digits of its decimals."""
     match = TIME.fullmatch(value) if isinstance(value, str) else None
-    if not match:
+    zone = parse_zone(match[8] or "") if match else None
+    if not match or (match[8] and zone is None):
         return None
-    zone, decimals = parse_zone(match[8] or ""), match[7] or ""
     try:
         year, month, day, hour, minute, second = map(int, match.groups()[:6])
         moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError:
         return None
-    if match[8] and zone is None:
-        return None
-    return (moment - EPOCH) // timedelta(milliseconds=1) + decimals_ms(decimals), zone, decimals
+    decimals = match[7] or ""
+    return (moment - EPOCH) // timedelta(milliseconds=1) + int(decimals[:3].ljust(3, "0")), zone, decimals
 
 
 def parse_zone(text: str) -> int | None:
     """±HH:MM, ±HHMM, ±HH or Z in minutes; None for all else. No zone is wider than 14 hours (IANA tz database)."""
-    if text in ("Z", "z"):
-        return 0
-    match = ZONE.fullmatch(text)
+    match = ZONE.fullmatch("+00" if text in ("Z", "z") else text)
     minutes = 60 * int(match[2]) + int(match[3] or 0) if match else 0
     if not match or minutes > 14 * 60:
         return None
     return -minutes if match[1] == "-" else minutes
 
 
-def decimals_ms(digits: str) -> int:
-    """Milliseconds of a second's decimals: "5" = 500, "05" = 50, "12ab" = 120, "" = 0."""
-    leading = re.match("[0-9]*", digits)
-    return int((leading[0] if leading else "")[:3].ljust(3, "0"))
-
-
-def heading_of(record: Mapping[str, Any]) -> float | None:
-    """Compass heading in [0, 360): the camera's; else towards the next photo; else away from the one before.
-
-    A connection's distance is negative to the photo before. Without a finite one, or with 0, it says nothing.
-    """
+def heading_of(record: Mapping[str, Any], connections: Iterable[Any]) -> float | None:
+    """Compass heading in [0, 360): the camera's; else towards the next photo; else away from the one before."""
     heading = finite(record.get("original_heading"))
     if heading is None:
-        connections = [value for value in connections_of(record).values() if isinstance(value, dict)]
-        legs = [(finite(value.get("distance_mtrs")) or 0, finite(value.get("heading_deg"))) for value in connections]
+        objects = [value for value in connections if isinstance(value, dict)]
+        legs = [(finite(value.get("distance_mtrs")) or 0, finite(value.get("heading_deg"))) for value in objects]
         ahead = [degrees for metres, degrees in legs if metres > 0 and degrees is not None]
-        behind = [degrees + 180 for metres, degrees in legs if metres < 0 and degrees is not None]
+        behind = [degrees + 180 for metres, degrees in legs if metres < 0 and degrees is not None]  # to the one before
         heading = next(iter(ahead + behind), None)
     return None if heading is None else round(heading % 360, 3) % 360 + 0.0
-
-
-def connections_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Sequence Maker's connections, keyed by photo.id, without the bogus "null"; {} where it isn't an object."""
-    connections = record.get("connections")
-    return {key: connections[key] for key in connections if key != "null"} if isinstance(connections, dict) else {}
 
 
 def find_slot(photo: Photo, exif: Exif) -> None:
@@ -1228,21 +1153,15 @@ STITCHED_ANEW = Problem(
     "if it is another one, --republish publishes it",
 )
 ELSEWHERE = Problem("another version of a photo in another folder", "remove one, or keep one folder out of this run")
-OTHER_SHOT = Problem("published before with another time, place or camera; Mapillary keeps those")
-CHANGED = Problem("changed since it was published; Mapillary keeps the version of then")
 COPY = Problem("a copy; it isn't sent")
-PUBLISHED_ELSEWHERE = Problem("published from another folder")
-MISSING = Problem(
-    "connected to a photo that isn't here", "is it still being copied, or did Sequence Maker overwrite it?"
-)
-BESIDE_REJECTED = Problem("connected to a photo that is rejected")
+MISSING = Problem("connected to a photo that isn't here",
+                  "is it still being copied, or did Sequence Maker overwrite it?")  # fmt: skip
+LOOK = "look there; --republish publishes it all the same"
 MAYBE_THERE = Problem(
-    "Mapillary has bytes of it that nobody here has sent: from another folder, machine or a lost resume file?",
-    "look there; --republish publishes it all the same",
+    "Mapillary has bytes of it that nobody here has sent: from another folder, machine or a lost resume file?", LOOK
 )
 ON_MAPILLARY = Problem(
-    "its photos are on Mapillary already: from another folder, a lost resume file or another program?",
-    "look there; --republish publishes it all the same",
+    "its photos are on Mapillary already: from another folder, a lost resume file or another program?", LOOK
 )
 UNLESS_REPUBLISHED = {TWO_VERSIONS, STITCHED_ANEW, MAYBE_THERE, ON_MAPILLARY}  # what --republish overrides
 PASSED_OVER = re.compile(
@@ -1264,8 +1183,7 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
     known = {p.file: p for s in records if s.settled and s not in again for p in s.photos if p.picture}
     for done, file in enumerate(files, 1):
         run.check()
-        photo = examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file))
-        tour.photos.append(photo)
+        tour.photos.append(examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file)))
         run.progress(Progress("check", done, len(files)))
     recognise(tour, [photo for s in records if s.settled for photo in s.photos], {s.uuid for s in again})
     find_copies(tour.photos, {photo.file for s in records for photo in s.photos})
@@ -1288,6 +1206,8 @@ def read_folders(root: Path, settings: Settings, run: Run) -> list[Tour]:
         except UploaderError as failure:
             tour.errors.append(failure)
         tours.append(tour)
+    if not tours:
+        raise UsageError(f"no folder below {shown(root)} holds photos", "Give the folder above them with -d")
     compare_folders(tours)
     for tour in tours:
         plan(tour)
@@ -1302,12 +1222,11 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
         if is_photo(name):
             photos.append(name)
         elif not name.startswith(".") and name not in (RESUME_NAME, LOCK_NAME):
-            try:
-                below = names_in(place(folder, name)) if os.path.isdir(place(folder, name)) else None
-            except UploaderError:
-                below = ["can't be read.jpg"]
-            if below is None or any(map(is_photo, below)):
-                skipped.append(name if below is None else name + "/")
+            is_folder = os.path.isdir(place(folder, name))
+            with contextlib.suppress(UploaderError):  # one that can't be read may hold photos
+                if is_folder and not any(map(is_photo, names_in(place(folder, name)))):
+                    continue
+            skipped.append(name + "/" * is_folder)
     return photos, skipped
 
 
@@ -1337,60 +1256,45 @@ def natural_order(file: str) -> tuple[list[Any], str]:
 
 
 def recognise(tour: Tour, published: Collection[Photo], again: Collection[str]) -> None:
-    """Find the photos that are published already, whatever was renamed, tagged anew, patched or stitched anew since.
-
-    A published photo stands for one photo of the folder at most. `again`: sequences whose photos are sent once more.
-    """
-    holders = {photo: photo for photo in tour.photos if photo.uuid}  # published photo -> the one of the folder
-    files = {photo.file: photo for photo in tour.photos if photo not in holders}
-    for entry in [entry for entry in published if not entry.picture and entry.file in files]:
-        photo = files[entry.file]  # version 1.0 noted no marks
-        if (photo.size, photo.mtime_ns) == (entry.size, entry.mtime_ns):
-            entry.picture, entry.shot = photo.picture, photo.shot
-    for photo, entry in same_pictures(tour.photos, published, holders):
+    """Find the photos that are published already, whatever was renamed, tagged anew, patched or stitched anew since."""
+    holders = {photo: photo for photo in tour.photos if photo.uuid}  # published photo -> the one that it stands for
+    files = {(photo.file, photo.size, photo.mtime_ns): photo for photo in tour.photos}
+    for entry in [entry for entry in published if not entry.picture]:  # version 1.0 noted no marks
+        if same := files.get((entry.file, entry.size, entry.mtime_ns)):
+            entry.picture, entry.shot = same.picture, same.shot
+    for photo, entry in pairs(tour, published, holders):
         settle(photo, entry, again)
-        if photo.shot != entry.shot != "":
-            photo.warnings += (OTHER_SHOT,)
-        if tour.resume and photo.file == entry.file and entry.uuid not in again:  # not opened by the next run
-            entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True
-    by_id: dict[str, list[Photo]] = {}
-    for entry in published:
-        by_id.setdefault(entry.photo_id, []).append(entry)
-    for photo in [photo for photo in tour.photos if not photo.uuid and photo.photo_id]:
-        versions = by_id.get(photo.photo_id, [])
-        if free := next((entry for entry in versions if entry not in holders), None):
-            holders[free] = photo
-            settle(photo, free, again)
-            photo.warnings += (CHANGED,)
-        elif versions:  # if it is a copy of the one that is here, it will be found to be
+        if photo.picture != entry.picture:
+            photo.warnings += (Problem("changed since it was published; Mapillary keeps the version of then"),)
+        elif photo.shot != entry.shot != "":
+            photo.warnings += (Problem("published before with another time, place or camera; Mapillary keeps those"),)
+        if tour.resume and photo.picture == entry.picture and photo.file == entry.file and entry.uuid not in again:
+            entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
+    known, gone = {entry.photo_id for entry in published}, {e.shot for e in published if e not in holders}
+    for photo in [photo for photo in tour.photos if not photo.uuid]:
+        if (
+            photo.photo_id and photo.photo_id in known
+        ):  # if it is a copy of the one that is here, it will be found to be
             photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)
-    gone = {entry.shot for entry in published if entry not in holders}
-    for photo in tour.photos:
-        if not (photo.uuid or photo.problems) and photo.shot in gone:
+        if photo.shot in gone and not photo.problems:
             photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
 
 
-def same_pictures(
-    photos: Iterable[Photo], published: Iterable[Photo], holders: dict[Photo, Photo]
-) -> Iterator[tuple[Photo, Photo]]:
-    """Pairs of a photo and a published one with the same picture, each once; noted in `holders`.
-
-    Where several share a picture, path, photo.id or shot must tell which one it is.
-    """
-    todo = [photo for photo in photos if photo.picture and not photo.uuid]
-    for mark in ("file", "photo_id", "shot", "picture"):
-        same: dict[tuple[str, str], list[Photo]] = {}
-        for one in published:
-            same.setdefault((one.picture, getattr(one, mark)), []).append(one)
-        for photo in [photo for photo in todo if not photo.uuid and getattr(photo, mark)]:
-            found = same.get((photo.picture, getattr(photo, mark)), [])
-            entry = next((entry for entry in found if entry not in holders), None)
-            if entry and (mark != "picture" or len(found) == 1):
-                holders[entry] = photo
-                yield photo, entry
+def pairs(tour: Tour, published: Iterable[Photo], holders: dict[Photo, Photo]) -> Iterator[tuple[Photo, Photo]]:
+    """Pairs of a photo and a published one: same picture, else same photo.id. Each once; noted in `holders`."""
+    for marks in ("picture", "file"), ("picture", "photo_id"), ("picture", "shot"), ("picture",), ("photo_id",):
+        same: dict[tuple[str, ...], list[Photo]] = {}
+        for entry in published:
+            same.setdefault(tuple(getattr(entry, mark) for mark in marks), []).append(entry)
+        for photo in [photo for photo in tour.photos if not photo.uuid]:
+            key = tuple(getattr(photo, mark) for mark in marks)
+            free = [entry for entry in same.get(key, []) if entry not in holders]
+            if free and all(key) and (marks != ("picture",) or len(same[key]) == 1):  # of several, which one?
+                holders[free[0]] = photo
+                yield photo, free[0]
 
 
-def settle(photo: Photo, entry: Photo, again: Collection[str]) -> None:
+def settle(photo: Photo, entry: Photo, again: Collection[str] = ()) -> None:
     """Take a photo for a published one: it is not sent, unless its sequence is sent `again`."""
     photo.uuid = entry.uuid
     if entry.uuid not in again:
@@ -1399,22 +1303,16 @@ def settle(photo: Photo, entry: Photo, again: Collection[str]) -> None:
 
 
 def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
-    """Mark copies: same picture, same photo.id or shot. A `kept` file stays, else one that Sequence Maker wrote.
-
-    One photo.id with two pictures holds both back.
-    """
+    """Mark copies of a `kept` file, else of one that Sequence Maker wrote; hold back two pictures with one photo.id."""
     seen: dict[tuple[str, ...], Photo] = {}
-
-    def rank(photo: Photo) -> tuple[bool, bool]:
-        return not (photo.uuid or photo.file in kept), not photo.file.rpartition(".")[0].endswith("_calculated")
-
-    for photo in sorted((photo for photo in photos if photo.picture and not photo.problems), key=rank):
+    ranked = sorted(photos, key=lambda photo: not photo.file.rpartition(".")[0].endswith("_calculated"))
+    ranked.sort(key=lambda photo: not (photo.uuid or photo.file in kept))
+    for photo in [photo for photo in ranked if photo.picture and not photo.problems]:
         marks = [(mark, photo.picture) for mark in (photo.photo_id, photo.shot) if mark]
         twin = next((seen[mark] for mark in marks if mark in seen), None)
         other = seen.get((photo.photo_id,))
         if twin and not photo.uuid:
-            photo.state = "copy"
-            photo.warnings = (COPY._replace(detail=f"of {shown(twin.file)}"),)
+            photo.state, photo.warnings = "copy", (COPY._replace(detail=f"of {shown(twin.file)}"),)
         elif other and photo.photo_id and not (photo.uuid or other.uuid):
             names = TWO_VERSIONS_HERE._replace(detail=f"{shown(other.file)}, {shown(photo.file)}")
             photo.doubts += (names,)
@@ -1426,16 +1324,14 @@ def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
 def find_missing(photos: Collection[Photo], known: Iterable[str]) -> bool:
     """Warn of connections to photos that can't be sent or aren't here; whether some are neither here nor `known`."""
     here, known, missing = {photo.photo_id: photo for photo in photos}, set(known), False
-    for photo in photos:
-        if photo.state != "ready":
-            continue
+    for photo in [photo for photo in photos if photo.state == "ready"]:
         gone = [other for other in photo.connections if other not in here and other not in known]
         rejected = [here[other].file for other in photo.connections if other in here and here[other].problems]
         if gone:
             photo.warnings += (MISSING._replace(detail=", ".join(map(shown, gone[:2]))),)
             missing = True
         if rejected:
-            photo.warnings += (BESIDE_REJECTED._replace(detail=shown(rejected[0])),)
+            photo.warnings += (Problem("connected to a photo that is rejected", detail=shown(rejected[0])),)
     return missing
 
 
@@ -1446,80 +1342,64 @@ def find_young(tour: Tour, seconds: float) -> None:
         what = f"{shown(youngest.file)} is {age / 1000:.0f} s old: it may still be being copied"
         if tour.settings.min_age is None:
             what += ", since a photo that it belongs with is missing"
-        hint = f"Run again when it is {seconds:g} s old, or with --min-age 0"
-        tour.errors.append(UploaderError(what, hint))
+        tour.errors.append(UploaderError(what, f"Run again when it is {seconds:g} s old, or with --min-age 0"))
 
 
-def find_folders(root: Path, run: Run | None = None) -> Iterator[tuple[Path, UploaderError | None]]:
-    """Each folder from `root` down that holds photos or a resume file, or can't be read: that has its error with it.
-
-    Links are followed, and each real folder is visited once. Raise UsageError where `root` is no folder, or has none.
-    """
-    seen: set[tuple[int, int]] = set()
-    tell, found = (run or Run()).message, False
+def find_folders(root: Path, run: Run) -> Iterator[tuple[Path, UploaderError | None]]:
+    """Each folder from `root` down that holds photos or a resume file, or can't be read: that has its error with it."""
+    seen: set[tuple[int, int]] = set()  # links are followed, and each real folder is visited once
     names_in(root)
-
-    def walk(folder: Path) -> Iterator[tuple[Path, UploaderError | None]]:
+    todo = [root]
+    while todo:
+        folder = todo.pop()
         try:
             status = folder.stat()
             if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in seen:
-                return
+                continue
             seen.add((status.st_dev, status.st_ino))
             names = names_in(folder)
         except FileNotFoundError:  # a dangling link
-            return
+            continue
         except (UploaderError, OSError) as error:
             if getattr(error, "errno", 0) != errno.ELOOP:
                 text = f"the folder {shown(folder)} can't be read: {getattr(error, 'strerror', error)}"
                 yield folder, error if isinstance(error, UploaderError) else UsageError(text)
-            return
+            continue
         if SKIP_NAME in names:
-            tell("debug", f"passed over: {shown(folder)}")
-            return
+            run.message("debug", f"passed over: {shown(folder)}")
+            continue
         if any(is_photo(name) or name == RESUME_NAME for name in names):
             yield folder, None
-        for name in sorted(names, key=natural_order):
-            if PASSED_OVER.match(name):
-                tell("debug", f"passed over: {shown(place(folder, name))}")
-            elif not is_photo(name):
-                yield from walk(place(folder, name))
-
-    for item in walk(root):
-        found = True
-        yield item
-    if not found:
-        raise UsageError(f"no folder below {shown(root)} holds photos", "Give the folder above them with -d")
+        names.sort(key=natural_order)
+        for name in filter(PASSED_OVER.match, names):
+            run.message("debug", f"passed over: {shown(place(folder, name))}")
+        todo += [place(folder, name) for name in reversed(names) if not (is_photo(name) or PASSED_OVER.match(name))]
 
 
-def compare_folders(tours: Collection[Tour]) -> None:
+def compare_folders(tours: list[Tour]) -> None:
     """Let no photo be sent from two folders: a copy counts where it stands first, of two versions none is sent."""
-    elsewhere: dict[str, list[tuple[Photo, Tour]]] = {}
-    for tour in tours:
+    elsewhere: dict[str, list[tuple[Photo, int]]] = {}
+    for number, tour in enumerate(tours):
         settled = [s for s in tour.resume.sequences.values() if s.settled] if tour.resume else []
         published = [photo for s in settled for photo in s.photos]
         for photo in published + [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
             for mark in filter(None, (photo.photo_id, photo.shot and photo.shot + photo.picture)):
-                elsewhere.setdefault(mark, []).append((photo, tour))
-    before: list[Tour] = []
-    for tour in tours:
+                elsewhere.setdefault(mark, []).append((photo, number))
+    for number, tour in enumerate(tours):
         for photo in [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
             alike = (*elsewhere.get(photo.photo_id, ()), *elsewhere.get(photo.shot + photo.picture, ()))
             for other, there in dict.fromkeys(alike):
-                if there is not tour and photo.state == "ready" and other.state != "copy":
-                    compare(photo, other, shown(there.folder), there in before)
-        before.append(tour)
+                if there != number and photo.state == "ready" and other.state != "copy":
+                    compare(photo, other, shown(tours[there].folder), there < number)
 
 
 def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
     """Settle what becomes of a photo that stands in another folder too; `first`: that folder is sent before."""
-    if photo.picture != other.picture:
-        names = ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}")
-        photo.doubts += (names,)
-        if not other.uuid:
-            other.doubts += (names,)
+    if photo.picture != other.picture:  # the other is held back too, when it is compared with this one
+        photo.doubts += (ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}"),)
     elif other.uuid:
-        photo.uuid, photo.state, photo.image_id, photo.slot = other.uuid, other.state, other.image_id, None
-        photo.warnings = (PUBLISHED_ELSEWHERE._replace(detail=folder),)
+        settle(photo, other)
+        photo.warnings = (Problem("published from another folder", detail=folder),)
     elif first:
         photo.state, photo.warnings = "copy", (COPY._replace(detail=f"of {shown(other.file)} in {folder}"),)
 
@@ -1528,10 +1408,8 @@ def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
 # Planning
 # ----------------------------------------------------------------------------------------------------------------------
 
-ZONE_CONTRADICTED = Problem(
-    "its camera's clock and GPS time say another zone than --utc-offset", "leave --utc-offset out, or correct it"
-)
-FAST_LEG = Problem("a fast leg; GPS noise?")
+ZONE_CONTRADICTED = Problem("its camera's clock and GPS time say another zone than --utc-offset",
+                            "leave --utc-offset out, or correct it")  # fmt: skip
 LEAP = Problem("a leg faster than 400 km/h", "look at the photo's position and time; mend or remove it")
 PHOTOS_GONE = Problem("photos of it are no longer in the folder", "put them back to republish it")
 
@@ -1539,41 +1417,39 @@ PHOTOS_GONE = Problem("photos of it are no longer in the folder", "put them back
 def plan(tour: Tour) -> None:
     """Step 2: group photos into sequences, order them, cut them to Mapillary's limits, and see what holds them back."""
     records = tour.resume.sequences if tour.resume else {}
-    before = dict(records)
-    settled = {uuid: s for uuid, s in records.items() if s.settled}
+    before, sequences = dict(records), {uuid: s for uuid, s in records.items() if s.settled}
+    settled = set(sequences)
     known = {photo.file: photo for s in records.values() if s.state != "published" for photo in s.photos}
     groups: dict[tuple[bool, str], list[Photo]] = {}
     for photo in tour.photos:
         if photo.state == "ready":
             groups.setdefault((bool(photo.uuid), photo.uuid or photo.sequence_id), []).append(photo)
     taken = {*settled, *(name for _, name in groups)}
-    tour.sequences = list(settled.values())
     for (again, name), photos in groups.items():
-        problems = order_photos(photos, tour.settings.utc_offset)
+        problems = settle_zone(photos, tour.settings.utc_offset)
+        photos.sort(key=lambda photo: photo.taken_at)  # stable: in natural order where times are equal
+        for photo, captured_at in zip(photos, spread([photo.taken_at for photo in photos])):
+            photo.captured_at = captured_at
+        problems += check_legs(photos)
         pieces = [photos] if again else cut(photos)
-        names = [name] if again else part_names(name, len(pieces), taken, set(settled))
+        names = [name] if again else part_names(name, len(pieces), taken, settled)
         for uuid, piece in zip(names, pieces):
-            sequence = Sequence(uuid, piece)
+            sequences[uuid] = replace(records[uuid], photos=piece) if again else Sequence(uuid, piece)
+            sequences[uuid].problems = problems
             if again:
-                sequence = replace(settled[name], photos=piece)
-                tour.sequences[tour.sequences.index(settled[name])] = records[name] = sequence
-            else:
-                tour.sequences.append(sequence)
+                records[uuid] = sequences[uuid]
             for photo in piece:
                 adopt(photo, uuid, known.get(photo.file))
-            sequence.problems = problems
+    tour.sequences = list(sequences.values())
     for sequence in tour.planned:
         hold_back(sequence, before.get(sequence.uuid), tour.settings.republish)
 
 
 def adopt(photo: Photo, uuid: str, known: Photo | None) -> None:
     """Give a photo its place in a sequence, and what an earlier run has uploaded of it, if the same would be sent."""
-    photo.uuid = uuid
-    if known is None:
-        return
-    photo.session_key = known.session_key  # never forgotten: Mapillary may hold its bytes
-    if (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns):
-        photo.description_md5 = md5(description_bytes(described(photo)))
+    photo.uuid, photo.session_key = uuid, known.session_key if known else ""  # kept: Mapillary may hold its bytes
+    if known and (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns):
+        photo.description_md5 = md5(description_bytes(photo))
         if photo.description_md5 == known.description_md5:
             photo.uploaded_at, photo.file_handle = known.uploaded_at, known.file_handle
             photo.state = "uploaded" if photo.file_handle else photo.state
@@ -1585,50 +1461,31 @@ def hold_back(sequence: Sequence, record: Sequence | None, republish: Collection
     if sequence.uuid in republish:
         doubts = [doubt for doubt in doubts if doubt._replace(detail="") not in UNLESS_REPUBLISHED]
     if record and sequence.settled:
-        gone = {photo.file for photo in record.photos} - {photo.file for photo in sequence.photos if photo.slot}
-        if gone and len(record.photos) > sum(1 for photo in sequence.photos if photo.slot):
+        here = {photo.file for photo in sequence.photos if photo.slot}
+        gone = {photo.file for photo in record.photos} - here
+        if gone and len(record.photos) > len(here):
             doubts.append(PHOTOS_GONE._replace(detail=f"{len(gone)}: {shown(min(gone))}"))
     sequence.problems = list(dict.fromkeys((*sequence.problems, *doubts)))
     if not sequence.settled:
         begun = any(photo.session_key for photo in sequence.photos)
         sequence.state = "held" if sequence.problems else "uploading" if begun else "ready"
-    for photo in sequence.photos:
-        if sequence.problems and photo.slot:
-            photo.state = "held"
-
-
-def order_photos(photos: list[Photo], utc_offset: int | None) -> list[Problem]:
-    """Sort a sequence by time and give each photo the time that is sent; what makes times or places a guess."""
-    problems = settle_zone(photos, utc_offset)
-    photos.sort(key=lambda photo: photo.taken_at)  # stable: in natural order where times are equal
-    for photo, captured_at in zip(photos, spread([photo.taken_at for photo in photos])):
-        photo.captured_at = captured_at
-    return problems + check_legs(photos)
+    for photo in [photo for photo in sequence.photos if sequence.problems and photo.slot]:
+        photo.state = "held"
 
 
 def settle_zone(photos: Collection[Photo], utc_offset: int | None) -> list[Problem]:
-    """Find the zone of camera times that have none by comparing the camera's clock with GPS time; never guess.
-
-    A fix may be some minutes stale, so the median difference, rounded to half an hour, must be within 10 minutes.
-    """
+    """Find the zone of camera times that have none by comparing the camera's clock with GPS time; never guess."""
     zoneless = [photo for photo in photos if photo.zoneless]
     gaps = [photo.clock_gap for photo in photos if photo.clock_gap is not None]
-    gap = statistics.median(gaps) / MINUTE if gaps else 0
-    zone = 30 * round(gap / 30)
-    agreed = bool(gaps) and abs(gap - zone) <= 10 and abs(zone) <= 14 * 60
-    if not zoneless:
-        return []
-    if utc_offset is not None:
-        hours = f"{zone / 60:+g} h"
-        return [ZONE_CONTRADICTED._replace(detail=hours)] if agreed and zone != utc_offset else []
-    if not agreed:
-        apart = (
-            f"clock and GPS time are {abs(gap) / 60:,.1f} h apart"
-            if gaps
-            else "there is no GPS time to compare it with"
-        )
-        return [NO_ZONE._replace(detail=apart)]
-    for photo in zoneless:
+    gap = statistics.median(gaps) / MINUTE if gaps else math.inf
+    zone = 30 * round(gap / 30) if gaps else 0
+    agreed = abs(gap - zone) <= 10 and abs(zone) <= 14 * 60  # a fix may be some minutes stale
+    if utc_offset is not None and zoneless and agreed and zone != utc_offset:
+        return [ZONE_CONTRADICTED._replace(detail=f"{zone / 60:+g} h")]
+    if utc_offset is None and zoneless and not agreed:
+        apart = f"clock and GPS time are {abs(gap) / 60:,.1f} h apart"
+        return [NO_ZONE._replace(detail=apart if gaps else "there is no GPS time to compare it with")]
+    for photo in zoneless if utc_offset is None else ():
         photo.taken_at -= MINUTE * zone
     return []
 
@@ -1639,8 +1496,7 @@ def spread(times: Collection[int]) -> list[int]:
     groups = sorted(Counter(times).items())
     for (taken_at, equal), (later, _) in zip(groups, groups[1:] + [(sys.maxsize, 0)]):
         room = min(later, taken_at - taken_at % 1000 + 1000) - taken_at
-        for index in range(equal):
-            even = taken_at + room * index // equal
+        for even in [taken_at + room * index // equal for index in range(equal)]:
             result.append(max(even, result[-1] + 1) if result else even)
     return result
 
@@ -1656,7 +1512,7 @@ def check_legs(photos: list[Photo]) -> list[Problem]:
             if metres > LEAP_METRES:
                 leaps.append(way)
             else:
-                there.warnings += (FAST_LEG._replace(detail=way),)
+                there.warnings += (Problem("a fast leg; GPS noise?", detail=way),)
     more = f"; {len(leaps) - 1} more" if len(leaps) > 1 else ""
     return [LEAP._replace(detail=leaps[0] + more)] if leaps else []
 
@@ -1706,14 +1562,14 @@ def check_republish(tours: list[Tour]) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def described(photo: Photo) -> dict[str, Any]:
-    """Mapillary's description of a photo, all of it; the keys are those of the official client's schema."""
+def description_bytes(photo: Photo, without: Collection[str] = ()) -> bytes:
+    """Mapillary's description of a photo, in the keys of the official client's schema: compact JSON, pure ASCII."""
     heading = {"TrueHeading": photo.heading, "MagneticHeading": photo.heading}
     description = {
         "MAPLatitude": photo.latitude,
         "MAPLongitude": photo.longitude,
         "MAPAltitude": photo.altitude,
-        "MAPCaptureTime": as_datetime(photo.captured_at).strftime("%Y_%m_%d_%H_%M_%S_%f")[:-3],
+        "MAPCaptureTime": re.sub("[-T:.]", "_", iso(photo.captured_at)[:-1]),
         "MAPCompassHeading": None if photo.heading is None else heading,
         "MAPDeviceMake": photo.make or None,
         "MAPDeviceModel": photo.model or None,
@@ -1721,21 +1577,14 @@ def described(photo: Photo) -> dict[str, Any]:
         "MAPSequenceUUID": photo.uuid,
         "MAPFilename": valid_text(photo.file.rpartition("/")[2]),
     }
-    return {key: value for key, value in description.items() if value is not None}
-
-
-def description_bytes(description: Mapping[str, Any]) -> bytes:
-    """Compact JSON with sorted keys, pure ASCII."""
-    return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    known = {key: value for key, value in description.items() if value is not None and key not in without}
+    return json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def fitting(photo: Photo) -> bytes | None:
     """The description as it fits the slot: whole, without file name, without make and model too; None: none does."""
-    description = described(photo)
-    for spared in ((), ("MAPFilename",), ("MAPDeviceMake", "MAPDeviceModel")):
-        for key in spared:
-            description.pop(key, None)
-        value = description_bytes(description)
+    for without in ((), ("MAPFilename",), ("MAPFilename", "MAPDeviceMake", "MAPDeviceModel")):
+        value = description_bytes(photo, without)
         if photo.slot and len(value) < photo.slot.size:  # a NUL ends it
             return value
     return None
@@ -1744,9 +1593,13 @@ def fitting(photo: Photo) -> bytes | None:
 def sent_head(photo: Photo, stream: BinaryIO) -> tuple[bytes, int]:
     """The photo's first bytes as they are sent, and where in the file the rest begins, which is sent as it is."""
     slot, value = photo.slot, fitting(photo)
-    stream.seek(0)
     if slot is None or value is None:
-        return rewritten(photo, Exif(*read_head(stream, photo.size).exif[0]), stream)
+        exif = Exif(*read_head(stream, photo.size).exif[0])
+        data = rewritten(photo, exif)
+        stream.seek(0)
+        start = exif.start - len(EXIF_MARK) - 2
+        return stream.read(start) + struct.pack(">H", len(data) + 2) + data, exif.start + len(exif.data)
+    stream.seek(0)
     end = max(slot.at + slot.size, slot.type_at + 6)
     head = bytearray(stream.read(end))
     head[slot.type_at : slot.type_at + 6] = struct.pack(slot.order + "HI", ASCII, len(value) + 1)
@@ -1754,8 +1607,8 @@ def sent_head(photo: Photo, stream: BinaryIO) -> tuple[bytes, int]:
     return bytes(head), end
 
 
-def rewritten(photo: Photo, exif: Exif, stream: BinaryIO | None = None) -> tuple[bytes, int]:
-    """The same where no description fits the slot: piexif writes all EXIF. Raise Rejection where that harms a tag."""
+def rewritten(photo: Photo, exif: Exif) -> bytes:
+    """The EXIF segment where no description fits the slot: piexif writes it. Raise Rejection where that harms a tag."""
     import piexif
 
     try:
@@ -1764,17 +1617,13 @@ def rewritten(photo: Photo, exif: Exif, stream: BinaryIO | None = None) -> tuple
         if any(tag.at + tag.size > len(exif.data) or not tag.size for tag in exif.tags):
             raise ValueError("a tag lies out of bounds")  # piexif believes every count: one once took 24 GB
         before = piexif.load(EXIF_MARK + exif.data)
-        tags = before | {"0th": before["0th"] | {IMAGE_DESCRIPTION: description_bytes(described(photo))}}
+        tags = before | {"0th": before["0th"] | {IMAGE_DESCRIPTION: description_bytes(photo)}}
         data = piexif.dump(tags)
         if other_tags(data) != other_tags(EXIF_MARK + exif.data) or len(data) > 65_533:
             raise ValueError("another tag would change")
     except Exception as error:  # piexif raises struct.error, TypeError, KeyError, MemoryError and more, undocumented
         raise Rejection(NO_ROOM, error) from error
-    if stream is None:
-        return b"", 0
-    stream.seek(0)
-    start = exif.start - len(EXIF_MARK) - 2
-    return stream.read(start) + struct.pack(">H", len(data) + 2) + data, exif.start + len(exif.data)
+    return bytes(data)
 
 
 def other_tags(data: bytes) -> tuple[object, ...]:
@@ -1805,14 +1654,9 @@ def check_unchanged(stream: BinaryIO, photo: Photo) -> None:
         raise UploaderError("the photo was changed after it was checked", "Run again when it is at rest")
 
 
-def as_datetime(ms: int) -> datetime:
-    """Milliseconds since 1970 as a datetime in UTC, exactly."""
-    return EPOCH + timedelta(milliseconds=ms)
-
-
 def iso(ms: int) -> str:
     """ISO 8601 with milliseconds and Z."""
-    return as_datetime(ms).isoformat("T", "milliseconds")[:23] + "Z"
+    return (EPOCH + timedelta(milliseconds=ms)).isoformat("T", "milliseconds")[:23] + "Z"
 
 
 def from_iso(text: str) -> int:
@@ -1827,18 +1671,19 @@ def from_iso(text: str) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 
 TIMES = ("uploaded_at", "captured_at", "publish_tried_at", "published_at")  # text in the file, milliseconds here
-# What the file keeps, and of which type; a question mark: null too
-PHOTO_KEYS: dict[str, type | tuple[type, ...]] = {
+# What the file keeps, and of which type
+PHOTO_KEYS: dict[str, Any] = {
     "photo_id": str, "shot": str, "picture": str, "size": int, "mtime_ns": int, "description_md5": str,
-    "session_key": str, "file_handle": (str, type(None)), "uploaded_at": (str, type(None)), "captured_at": str,
-    "latitude": (int, float), "longitude": (int, float), "make": str, "model": str, "image_id": (str, type(None)),
+    "session_key": str, "file_handle": str | None, "uploaded_at": str | None, "captured_at": str,
+    "latitude": int | float, "longitude": int | float, "make": str, "model": str, "image_id": str | None,
 }  # fmt: skip
-SEQUENCE_KEYS: dict[str, type | tuple[type, ...]] = {
-    "state": str, "manifest_handle": (str, type(None)), "publish_tried_at": (str, type(None)),
-    "cluster_id": (str, type(None)), "published_at": (str, type(None)), "shown_before": list,
+SEQUENCE_KEYS: dict[str, Any] = {
+    "state": str, "manifest_handle": str | None, "publish_tried_at": str | None, "cluster_id": str | None,
+    "published_at": str | None, "shown_before": list,
 }  # fmt: skip
+RESUME_KEYS = {"service": str, "username": str, "user_id": str, "organization_id": str | None, "closed": bool}
+to_json = partial(json.dumps, ensure_ascii=False)  # letters stay letters
 NEW_KEYS: dict[str, Any] = {"shot": "", "picture": "", "shown_before": []}  # which files of version 1.0 lack
-RESUME_KEYS = ("service", "username", "user_id", "organization_id", "closed")
 
 
 class Resume:
@@ -1850,24 +1695,23 @@ class Resume:
         self.organization_id: str | None = None
         self.closed = True  # the last run ended in order: whatever it began to send stands here
         self.sequences: dict[str, Sequence] = {}
-        self.earlier_keys: set[str] = set()  # of sessions begun here that no photo has any more
+        self.session_keys: set[str] = set()  # of all sessions that were begun here
         self.changed = False
         self.read_from = b""
-        self.written: dict[str, str] | None = None  # while uploading: published sequences, which don't change any more
+        self.texts: dict[str, str] = {}  # of published sequences, which don't change any more once they are written
 
-    def adopt_owner(self, account: Account, service: Service, organization_id: str | None) -> None:
+    def adopt_owner(self, account: Account, service: Service) -> None:
         """Make the account the owner of a new file; raise UsageError where the file has another one."""
         if not self.user_id:
-            self.service, self.user_id, self.organization_id = service.name, account.user_id, organization_id
-        pairs = (
+            self.service, self.user_id, self.organization_id = service.name, account.user_id, account.organization_id
+        for what, text, now, then in (
             ("account", f"{self.username} ({self.user_id})", account.user_id, self.user_id),
-            ("organization", self.organization_id or "none", organization_id, self.organization_id),
+            ("organization", self.organization_id or "none", account.organization_id, self.organization_id),
             ("service", self.service, service.name, self.service),
-        )
-        for what, text, now, then in pairs:
+        ):
             if now != then:
-                hint = f"Run with that {what}"
-                raise UsageError(f"the resume file in {shown(self.folder)} is of another {what}: {text}", hint)
+                text = f"the resume file in {shown(self.folder)} is of another {what}: {text}"
+                raise UsageError(text, f"Run with that {what}")
         self.changed |= bool(self.username) and self.username != account.username  # it was renamed
         self.username = account.username
 
@@ -1876,18 +1720,9 @@ class Resume:
         """Whether a sequence isn't published."""
         return any(sequence.state != "published" for sequence in self.sequences.values())
 
-    def keys(self) -> set[str]:
-        """All session keys that were begun here."""
-        return self.earlier_keys | {photo.session_key for s in self.sequences.values() for photo in s.photos}
-
     def published(self) -> list[Photo]:
         """All photos that are published, or perhaps are."""
         return [photo for sequence in self.sequences.values() if sequence.settled for photo in sequence.photos]
-
-    def save_if_changed(self) -> None:
-        """Save what was found out, where that is more than the file says."""
-        if self.changed:
-            self.save()
 
     def save(self) -> None:
         """Write atomically; raise UploaderError where it fails."""
@@ -1902,14 +1737,14 @@ class Resume:
     def text(self) -> bytes:
         """JSON for people to read, a line a photo. A name that isn't valid text keeps its \\udcXX."""
         lines = ['{"format": 1', *(f' "{name}": {to_json(getattr(self, name))}' for name in RESUME_KEYS)]
-        lines.append(f' "earlier_keys": {to_json(sorted(self.earlier_keys))}')
-        sequences = []
+        keys = {photo.session_key for sequence in self.sequences.values() for photo in sequence.photos}
+        lines.append(f' "earlier_keys": {to_json(sorted(self.session_keys - keys))}')
+        texts = []
         for uuid, sequence in self.sequences.items():
-            text = self.written.get(uuid) if self.written else None
-            sequences.append(text or sequence_text(sequence))
-            if self.written is not None and sequence.state == "published":
-                self.written[uuid] = sequences[-1]
-        lines.append(' "sequences": {\n' + ",\n".join(filter(None, sequences)) + "}}\n")
+            texts.append(self.texts.get(uuid) or sequence_text(sequence))
+            if sequence.state == "published":
+                self.texts[uuid] = texts[-1]
+        lines.append(' "sequences": {\n' + ",\n".join(filter(None, texts)) + "}}\n")
         return ",\n".join(lines).encode("utf-8", "backslashreplace")
 
 
@@ -1929,16 +1764,10 @@ def record_to(record: object, keys: Iterable[str]) -> dict[str, Any]:
     return values | {key: iso(values[key]) for key in TIMES if values.get(key) is not None}
 
 
-def to_json(value: object) -> str:
-    """Compact JSON in which letters stay letters."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def write_atomically(path: Path, temporary: Path, data: bytes, mode: int = 0o666) -> None:
     """Temporary file, fsync, replace, fsync of the folder: a power cut leaves the old file or the new one, whole."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()  # another user's, perhaps
+        temporary.unlink(missing_ok=True)  # another user's, perhaps
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -1980,20 +1809,17 @@ def load_resume(folder: Path) -> Resume | None:
         raise UsageError(text, "See to its permissions and the disk") from error
     try:
         data = json.loads(resume.read_from)
-        newer = data["format"] != 1
-        for name in RESUME_KEYS if not newer else ():
-            setattr(resume, name, data[name])
-        texts = (resume.service, resume.username, resume.user_id, resume.organization_id or "")
-        resume.earlier_keys = set(data.get("earlier_keys", ()))
-        if not all(isinstance(text, str) for text in (*texts, *resume.earlier_keys)) or type(resume.closed) is not bool:
+        if data["format"] != 1:
+            raise UsageError(f"the resume file {shown(path)} was written by a newer version", "Update this program")
+        vars(resume).update(record_from(data, RESUME_KEYS))
+        resume.sequences = {uuid: sequence_from(uuid, record) for uuid, record in data["sequences"].items()}
+        current = {photo.session_key for sequence in resume.sequences.values() for photo in sequence.photos}
+        resume.session_keys = current.union(data.get("earlier_keys", ()))
+        if not all(isinstance(key, str) for key in resume.session_keys):
             raise ValueError("a wrong type")
-        for uuid, record in data["sequences"].items() if not newer else ():
-            resume.sequences[uuid] = sequence_from(uuid, record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         hint = "Restore it from a backup: it knows what is published"
         raise UsageError(f"the resume file {shown(path)} is damaged ({shown(error)})", hint) from error
-    if newer:
-        raise UsageError(f"the resume file {shown(path)} was written by a newer version", "Update this program")
     return resume
 
 
@@ -2010,11 +1836,11 @@ def sequence_from(uuid: str, data: dict[str, Any]) -> Sequence:
     return sequence
 
 
-def record_from(data: dict[str, Any], keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def record_from(data: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     """What a record keeps, from JSON; raise ValueError for a wrong type, KeyError for what is missing."""
     values: dict[str, Any] = {key: data[key] if key in data else NEW_KEYS[key] for key in keys}
     for key, wanted in keys.items():
-        if not isinstance(values[key], wanted) or isinstance(values[key], bool):
+        if not isinstance(values[key], wanted) or isinstance(values[key], bool) != (wanted is bool):
             raise ValueError(f"{key} is {values[key]!r}"[:60])
         if key in TIMES and values[key] is not None:
             values[key] = from_iso(str(values[key]))
@@ -2085,12 +1911,7 @@ def host_of(name: str, url: str) -> str:
 
 def check_endpoint(name: str, url: str) -> str:
     """The address without a slash at its end; raise UsageError where the token would go out in the clear."""
-    from ipaddress import ip_address
-
-    host = host_of(name, url)
-    loopback = host == "localhost"
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ip_address(host).is_loopback
+    loopback = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", host_of(name, url))
     if "@" in url or (url.startswith("http:") and not loopback):
         hint = "It takes https:// and a host's name; plain http is for this machine only"
         raise UsageError(f"{name} can't be used: {shown(url.rpartition('@')[2])}", hint)
@@ -2122,14 +1943,14 @@ def check_connection_settings(service: Service, environment: Mapping[str, str]) 
 class Line:
     """A thread's connections to Mapillary, which another thread can cut: a call that hangs can't end by itself."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, grace: float = 0) -> None:
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
         sockets = self.sockets = weakref.WeakSet[socket.socket]()
         self.busy, self.ends_at = False, math.inf  # whether a call is under way, and when it must be over (monotonic)
-        self.grace = 0.0  # seconds that the call is given when the run ends
+        self.grace = grace  # seconds that the call is given when the run ends
 
         def watched(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
             class Connection(pool.ConnectionCls):  # type: ignore[misc, name-defined]
@@ -2142,10 +1963,6 @@ class Line:
         pools = {"http": watched(HTTPConnectionPool), "https": watched(HTTPSConnectionPool)}
 
         class Adapter(HTTPAdapter):
-            def init_poolmanager(self, *args: Any, **named: Any) -> None:
-                super().init_poolmanager(*args, **named)
-                self.poolmanager.pool_classes_by_scheme = pools
-
             def proxy_manager_for(self, *args: Any, **named: Any) -> Any:
                 manager = super().proxy_manager_for(*args, **named)
                 manager.pool_classes_by_scheme = pools
@@ -2158,8 +1975,10 @@ class Line:
         self.session = requests.Session()
         self.session.auth = authorize
         self.session.headers["User-Agent"] = f"mapillary-uploader/{__version__}"
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, Adapter())
+        adapter = Adapter()
+        adapter.poolmanager.pool_classes_by_scheme = pools
+        self.session.mount("http://", adapter)
+        self.session.mount("https://", adapter)
 
     def cut(self) -> None:
         """End the call that is under way: its socket answers that nothing more will come."""
@@ -2196,7 +2015,7 @@ class Client:
         self.end()
         self._left.set()
         self._watcher.join()
-        for line in [line for line in self.lines if line.busy]:
+        for line in [*self.lines]:
             line.cut()
         for threads in (self.senders, self.others):
             threads.shutdown(wait=not any(line.busy for line in self.lines), cancel_futures=True)
@@ -2212,8 +2031,6 @@ class Client:
     def _watch(self) -> None:
         """Cut each call that is over its time: the time limits of sockets are only between two bytes."""
         while not self._left.wait(TICK):
-            if self.run.stop.is_set() and not self.ended.is_set():
-                self.end()
             for line in [line for line in self.lines if line.busy and line.ends_at < time.monotonic()]:
                 line.cut()
 
@@ -2231,18 +2048,14 @@ class Client:
                 offset = self._offset(key) if ask else 0
                 failures, reached = (0, offset) if offset > reached else (failures, reached)
                 if offset > size:
-                    raise ServiceError(
-                        f"Mapillary says it holds {offset:,} bytes of it, more than the {size:,} there are"
-                    )
+                    text = f"Mapillary says it holds {offset:,} bytes of it, more than the {size:,} there are"
+                    raise ServiceError(text)
                 if offset == size and foreign:
                     raise AlreadyThere("Mapillary has it already, and this folder's resume file doesn't know of it")
                 sent, foreign = sent or offset < size, False
                 handle = self._send(key, offset, body(offset), size)
                 self._limited_since = math.inf
                 return handle, sent
-            except TokenRefused:
-                self.end()
-                raise
             except Passing as error:
                 first = error.status == 412 and not ask
                 foreign |= first
@@ -2255,12 +2068,10 @@ class Client:
         Raise an error `without_effect`, or Stopped, where it was certainly not published; else nobody knows.
         """
         content = {"file_handle": manifest_handle, "file_type": "mly_bundle_manifest"}
-        if organization_id is not None:
-            content["organization_id"] = organization_id
+        content |= {} if organization_id is None else {"organization_id": organization_id}
 
         def call() -> dict[str, Any]:
-            line = Line(self.token)
-            line.grace = 2.0
+            line = Line(self.token, grace=2)
             self.lines.append(line)
             try:
                 return self._call("POST", f"{self.service.graph}/finish_upload", line, json=content)
@@ -2279,30 +2090,26 @@ class Client:
         return cluster_id
 
     def get(self, path: str, **parameters: str) -> dict[str, Any]:
-        """GET of the Graph API; `path` may be a whole address of it."""
-        url = path if path.startswith("http") else self.service.graph + path
-        return self._attended(partial(self.persist, partial(self._call, "GET", url, params=parameters)))
+        """GET of the Graph API."""
+        call = partial(self._call, "GET", self.service.graph + path, params=parameters)
+        return self._attended(partial(self.persist, call))
 
-    def search(self, url: str, query: Mapping[str, str]) -> dict[str, Any]:
+    def search(self, url: str) -> dict[str, Any]:
         """GET of one page of a search, its `data` a list; where that is too much for Mapillary, with half the limit."""
 
-        def ask() -> dict[str, Any]:
-            given = re.search(r"[?&]limit=(\d+)", url)
-            limit, address = int(given[1] if given else query.get("limit", 2000)), url
-            while True:
-                try:
-                    data = self._call("GET", address, params=query and {**query, "limit": str(limit)})
-                except Passing as error:
-                    if error.status < 500 or limit <= 100 or isinstance(error, Throttled):
-                        raise
-                    limit = max(100, limit // 2)
-                    address = re.sub(r"(?<=[?&]limit=)\d+", str(limit), url)
-                else:
-                    if not isinstance(data.get("data"), list):
-                        raise ServiceError("GET /images: an answer without data")
-                    return data
+        def ask(url: str) -> dict[str, Any]:
+            try:
+                data = self._call("GET", url)
+            except Passing as error:
+                given = re.search(r"[?&]limit=(\d+)", url)
+                if error.status < 500 or isinstance(error, Throttled) or not given or int(given[1]) <= 100:
+                    raise
+                return ask(f"{url[: given.start(1)]}{max(100, int(given[1]) // 2)}{url[given.end(1) :]}")
+            if not isinstance(data.get("data"), list):
+                raise ServiceError("GET /images: an answer without data")
+            return data
 
-        return self._attended(partial(self.persist, ask))
+        return self._attended(partial(self.persist, partial(ask, url)))
 
     def post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """POST of JSON to the Graph API, once."""
@@ -2313,11 +2120,7 @@ class Client:
         future = self.others.submit(call)
         while not wait([future], TICK).done:
             self.run.check()
-        try:
-            return future.result()
-        except Stopped:
-            self.run.check()
-            raise
+        return future.result()
 
     def persist(self, call: Callable[[], T]) -> T:
         """Call until it works: only for what may be done twice, or fails without effect."""
@@ -2335,12 +2138,11 @@ class Client:
 
         A rate limit makes all threads wait, and counts as no failure. Give the failures.
         """
-        usual = min(2 ** max(failures - 1, 0), LONGEST_RETRY_WAIT)
-        delay = usual if error.delay is None else error.delay
+        delay = min(2 ** max(failures - 1, 0), LONGEST_RETRY_WAIT) if error.delay is None else error.delay
         if isinstance(error, Throttled):
             now = self.clock.seconds()
             since = self._limited_since = min(now, self._limited_since)
-            failures, delay = max(0, failures - 1), min(delay, since + LONGEST_RATE_LIMIT - now)
+            failures, delay = max(0, failures - 1), min(delay, LONGEST_RATE_LIMIT - (now - since))
             if delay <= 0:
                 raise error
             self._opens_at = max(self._opens_at, now + delay)
@@ -2348,14 +2150,8 @@ class Client:
             raise error
         delay = min(delay, LONGEST_RATE_LIMIT)
         self.run.message("debug", f"{error}; trying again in {delay:g} s")
-        self.pause(delay)
+        self.clock.wait(delay, self.ended.is_set)
         return failures
-
-    def pause(self, seconds: float) -> None:
-        """Wait; raise Stopped where the run ends meanwhile."""
-        self.clock.wait(seconds, self.ended.is_set)
-        if self.ended.is_set():
-            raise Stopped("stopped")
 
     def _offset(self, key: str) -> int:
         offset = self._call("GET", f"{self.service.uploads}/{key}").get("offset")
@@ -2391,21 +2187,19 @@ class Client:
             self.lines.append(self._of_thread.line)
         return self._of_thread.line  # type: ignore[no-any-return]
 
-    def _call(
-        self, method: str, url: str, line: Line | None = None, seconds: float = 0, **content: Any
-    ) -> dict[str, Any]:
+    def _call(self, method: str, url: str, line: Line | None = None, limit: float = 0, **rest: Any) -> dict[str, Any]:
         import requests
 
-        while (left := self._opens_at - self.clock.seconds()) > 0 or self.ended.is_set():
-            self.pause(left)
+        while (left := self._opens_at - self.clock.seconds()) > 0 and not self.ended.is_set():
+            self.clock.wait(left, self.ended.is_set)
+        if self.ended.is_set():
+            raise Stopped("stopped")
         name = f"{method} {url.partition('?')[0].removeprefix(self.service.graph).removeprefix(self.service.uploads)}"
-        line, seconds = line or self._line(), seconds or ANSWER_SECONDS
+        line, limits = line or self._line(), (CONNECT_SECONDS, limit or ANSWER_SECONDS)
         started = time.monotonic()
-        line.busy, line.ends_at = True, started + CONNECT_SECONDS + seconds
+        line.busy, line.ends_at = True, started + sum(limits)
         try:
-            answer = line.session.request(
-                method, url, timeout=(CONNECT_SECONDS, seconds), allow_redirects=False, **content
-            )
+            answer = line.session.request(method, url, timeout=limits, allow_redirects=False, **rest)
         except (requests.RequestException, OSError, ValueError) as error:  # ValueError: an address that can't be read
             raise_broken(name, error)
         finally:
@@ -2425,23 +2219,16 @@ def raise_broken(name: str, error: Exception) -> NoReturn:
     text, words = type(reason or error).__name__, str(error)
     never_left = any(sign in words for sign in ("CERTIFICATE_VERIFY_FAILED", "Tunnel connection failed"))
     if isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or never_left:
-        raise noted(Passing(f"{name}: no connection ({text})"), without_effect=True) from error
+        raise Passing(f"{name}: no connection ({text})", without_effect=True) from error
     raise Passing(f"{name}: the connection was lost ({text})") from error
-
-
-def noted(error: ServiceError, **facts: Any) -> Any:
-    """The error with what else is known of it."""
-    vars(error).update(facts)
-    return error
 
 
 def json_of(answer: requests.Response) -> dict[str, Any]:
     """The answer's JSON object, {} for anything else."""
-    try:
-        data = json.loads(answer.content)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(data := json.loads(answer.content), dict):
+            return data
+    return {}
 
 
 def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
@@ -2469,19 +2256,22 @@ def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str
     graph = data["error"] if isinstance(data.get("error"), dict) else {}
     info = data["debug_info"] if isinstance(data.get("debug_info"), dict) else {}
     text = f"{name}: HTTP {status}{message and ', ' + message}"
-    facts = {"status": status, "without_effect": bool(graph) and 400 <= status < 500 and status not in UNCLEAR}
+    facts: dict[str, Any] = {
+        "status": status,
+        "without_effect": bool(graph) and 400 <= status < 500 and status not in UNCLEAR,
+    }
     asked = retry_after(answer)
     if status == 429 or graph.get("code") in REQUEST_LIMITS or info.get("type") == "RequestRateLimitedError":
         backoff = finite(data.get("backoff"))
-        seconds = asked if backoff is None else max(0.0, backoff / 1000)
-        raise noted(Throttled(text), status=status, delay=seconds or RATE_LIMIT_SECONDS)
+        asked = asked if backoff is None else max(0.0, backoff / 1000)
+        raise Throttled(text, status=status, delay=asked or RATE_LIMIT_SECONDS)
     transient = graph.get("is_transient") is True or info.get("retriable") is True
     if status >= 500 or status in (408, 412, 421, 425) or (transient and status >= 400):
-        raise noted(Passing(text), **facts, delay=0 if status == 412 else asked)
+        raise Passing(text, **facts, delay=0 if status == 412 else asked)
     if status in (401, 403) or info.get("type") == "NotAuthorizedError":
         hint = "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
-        raise noted(TokenRefused(f"Mapillary refuses the token ({text})", hint), **facts)
-    raise noted(Refused(text), **facts)
+        raise TokenRefused(f"Mapillary refuses the token ({text})", hint, **facts)
+    raise Refused(text, **facts)
 
 
 def retry_after(answer: requests.Response) -> float | None:
@@ -2505,10 +2295,6 @@ def as_id(value: object) -> str:
 # Upload and publish
 # ----------------------------------------------------------------------------------------------------------------------
 
-UNCONFIRMED = (
-    "Each run looks whether its photos have appeared, and never publishes it again by itself. If they aren't there "
-)
-UNCONFIRMED += "after some days, --republish {} does; a second copy on Mapillary is then possible"
 REFUSED = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use")
 
 
@@ -2526,15 +2312,14 @@ def as_checked(tour: Tour, account: Account, service: Service) -> Resume:
             for photo, now in zip(sequence.photos, fresh.sequences[uuid].photos):
                 photo.image_id = now.image_id
     for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
-        with contextlib.suppress(Rejection):
-            status = status_of(place(tour.folder, photo.file))
+        with contextlib.suppress(OSError):
+            status = place(tour.folder, photo.file).stat()
             if (status.st_size, status.st_mtime_ns) == (photo.size, photo.mtime_ns):
                 continue
-        raise UploaderError(
-            f"{shown(photo.file)} was changed or removed since it was checked", "Check the folder again"
-        )
+        text = f"{shown(photo.file)} was changed or removed since it was checked"
+        raise UploaderError(text, "Check the folder again")
     resume = tour.resume or Resume(tour.folder)
-    resume.adopt_owner(account, service, account.organization_id)
+    resume.adopt_owner(account, service)
     return resume
 
 
@@ -2549,28 +2334,26 @@ class Uploading:
         self.client, self.result, self.settings, self.run = client, result, result.settings, client.run
         self.resume = result.resume or Resume(result.folder)
         self.todo: deque[Photo] = deque()  # to hash
-        self.ready: deque[tuple[Photo, str, int] | Sequence] = deque()  # to send: photos with key and size; manifests
+        self.ready: deque[tuple[Photo | Sequence, str, int, Callable[[int], Iterator[bytes]]]] = deque()  # to send
         self.to_publish: deque[Sequence] = deque()
-        self.running: dict[Future[Any], Callable[[Future[Any]], None]] = {}  # what is under way, and what comes then
-        self.sending = self.hashing = self.publishing = 0
-        self.sequences: dict[str, Sequence] = {}
+        self.running: dict[Future[Any], partial[None]] = {}  # what is under way, and what comes then
+        self.sequences = {sequence.uuid: sequence for sequence in result.planned if not sequence.problems}
         self.missing: Counter[str] = Counter()  # per sequence, how many photos haven't arrived
         self.failed: list[tuple[Photo | Sequence, UploaderError]] = []  # of this round, in a passing way
         self.refused: set[Photo] = set()  # once; a second time is believed
         self.in_row, self.got_through = 0, False  # failures since something got through; whether any did, in this round
-        self.known = self.resume.keys()
         self.was_closed = self.resume.closed
         self.arrived = self.arrived_bytes = self.expected = self.expected_bytes = 0
-        self.started = self.saved_at = client.clock.seconds()
-        self.save_cost = 0.0
+        self.started, self.save_at = client.clock.seconds(), 0.0
 
     def work(self) -> None:
         """Upload and publish all that is planned; raise what ends the run. The resume file is saved in any case."""
         self.bring_in_line()
         for sequence in self.sequences.values():
             self.enlist(sequence)
+        self.expected, self.expected_bytes = len(self.todo), sum(photo.size for photo in self.todo)
         if self.todo or self.ready or self.to_publish:
-            self.resume.closed, self.resume.written, self.result.sent = False, {}, True
+            self.resume.closed, self.result.sent = False, True
             self.save()
             try:
                 self.rounds()
@@ -2591,32 +2374,21 @@ class Uploading:
                 self.run.message("warning", f"{text}; the rest goes on without")
             del self.resume.sequences[uuid]
             self.resume.changed = True
-        for sequence in self.result.planned:
-            self.resume.sequences[sequence.uuid] = sequence
-            if not sequence.problems:
-                self.sequences[sequence.uuid] = sequence
-        self.resume.earlier_keys = self.known - {
-            p.session_key for s in self.resume.sequences.values() for p in s.photos
-        }
+        self.resume.sequences |= {sequence.uuid: sequence for sequence in self.result.planned}
         now = self.client.clock.now()
         self.result.already = sum(1 for p in self.result.photos if p.state == "published" or p.usable(now))
 
     def enlist(self, sequence: Sequence) -> None:
         """Queue what is left to do of a sequence."""
         now = self.client.clock.now()
-        for photo in sequence.photos:
-            if not photo.usable(now):
-                self.missing[sequence.uuid] += 1
-                self.todo.append(photo)
-                self.expected += 1
-                self.expected_bytes += photo.size
+        missing = [photo for photo in sequence.photos if not photo.usable(now)]
+        self.missing[sequence.uuid] = len(missing)
+        self.todo += missing
         if sequence.state == "unconfirmed":
-            how = "uploaded anew" if self.missing[sequence.uuid] else "published again"
+            how = "uploaded anew" if missing else "published again"
             self.run.message("warning", f"sequence {sequence.uuid} is {how}: a second copy on Mapillary is possible")
-        if self.missing[sequence.uuid]:
-            sequence.manifest_handle = (
-                None  # it lists other handles; this run may be broken off before there is another
-            )
+        if missing:  # it lists other handles; this run may be broken off before there is another
+            sequence.manifest_handle = None
         if sequence.state == "unconfirmed" and sequence.manifest_handle:
             self.to_publish.append(sequence)
         else:
@@ -2625,7 +2397,9 @@ class Uploading:
     def send_if_complete(self, sequence: Sequence) -> None:
         """Queue the manifest of a sequence once all its photos have arrived; it goes before other photos."""
         if not self.missing[sequence.uuid] and sequence.photos:
-            self.ready.appendleft(sequence)
+            handles = [photo.file_handle for photo in sequence.photos]
+            body = json.dumps({"version": "1", "upload_type": "images", "image_handles": handles}).encode()
+            self.ready.appendleft((sequence, *session_of([body], "json"), lambda offset: iter((body[offset:],))))
 
     def rounds(self) -> None:
         """Do all there is to do, or until nothing has got through for --patience minutes of waiting."""
@@ -2634,16 +2408,15 @@ class Uploading:
             self.round(1 if waited else max(2, self.settings.workers))
             if not (self.failed or self.todo or self.ready or self.to_publish):
                 return
-            waited = 0.0 if self.got_through else waited
-            if not self.got_through and waited >= patience:
-                break
-            for job, _ in self.failed:
-                if isinstance(job, Photo):
-                    self.todo.append(job)
-                else:
-                    self.ready.append(job)
-            if not self.got_through:
+            if self.got_through:
+                waited = 0.0
+            elif waited < patience:
                 waited += self.wait_out(waited, patience)
+            else:
+                break
+            self.todo += [job for job, _ in self.failed if isinstance(job, Photo)]
+            for sequence in [job for job, _ in self.failed if isinstance(job, Sequence)]:
+                self.send_if_complete(sequence)
             self.failed = []
         for job, error in self.failed:
             if isinstance(job, Photo):
@@ -2673,58 +2446,58 @@ class Uploading:
             for future in wait(self.running, TICK, FIRST_COMPLETED).done:
                 self.running.pop(future)(future)
             self.run.check()
-            self.show_progress()
-            if self.client.clock.seconds() - self.saved_at > max(3, 40 * self.save_cost):
+            sizes, seconds = (self.arrived_bytes, self.expected_bytes), self.client.clock.seconds() - self.started
+            self.run.progress(Progress("upload", self.arrived, self.expected, *sizes, self.result.already, seconds))
+            if self.client.clock.seconds() > self.save_at:
                 self.save()
 
     def fill(self) -> None:
         """Give the threads what they have room for: one photo is hashed ahead, a publish waits for no photo."""
-        while self.to_publish and self.publishing < 8:
+        while self.to_publish and self.under_way(self.published) < 8:
             self.publish(self.to_publish.popleft())
-        while self.ready and self.sending < self.settings.workers:
-            self.sending += 1
-            job = self.ready.popleft()
-            if isinstance(job, Sequence):
-                self.send_manifest(job)
-            else:
-                self.send_photo(*job)
-        while self.todo and self.hashing + len(self.ready) < 2:
-            self.hashing += 1
+        while self.ready and self.under_way(self.photo_sent, self.manifest_sent) < self.settings.workers:
+            self.send(*self.ready.popleft())
+        while self.todo and self.under_way(self.hashed) + len(self.ready) < 2:
             photo = self.todo.popleft()
-            future = self.client.others.submit(lambda photo: session_of(sent_bytes(self.result.folder, photo)), photo)
+            future = self.client.others.submit(session_of, sent_bytes(self.result.folder, photo))
             self.running[future] = partial(self.hashed, photo)
+
+    def under_way(self, *then: Callable[..., None]) -> int:
+        """How many jobs of a kind are under way, by what comes then."""
+        return sum(1 for following in self.running.values() if following.func in then)
 
     def hashed(self, photo: Photo, future: Future[tuple[str, int]]) -> None:
         """A photo's session key is known: it is noted before the first byte is sent."""
-        self.hashing -= 1
         try:
-            self.ready.append((photo, *future.result()))
+            self.ready.append((photo, *future.result(), partial(sent_bytes, self.result.folder, photo)))
         except UploaderError as error:
             self.not_sent(photo, error)
 
-    def send_photo(self, photo: Photo, key: str, size: int) -> None:
-        """Have a thread send a photo."""
-        known = key in self.known or not self.was_closed or str(photo.uuid) in self.settings.republish
-        self.resume.earlier_keys |= {photo.session_key} - {key, ""}
-        self.known.add(key)
-        fresh, photo.session_key = photo.session_key != key, key
-        photo.description_md5 = md5(description_bytes(described(photo)))
-        body = partial(sent_bytes, self.result.folder, photo)
-        self.running[self.client.senders.submit(self.client.upload, key, size, body, known)] = partial(
-            self.photo_sent, photo, fresh
-        )
+    def send(self, job: Photo | Sequence, key: str, size: int, body: Callable[[int], Iterator[bytes]]) -> None:
+        """Have a thread send a photo or a sequence's manifest; it asks first where an earlier run may have begun it."""
+        known = key in self.resume.session_keys or not self.was_closed or str(job.uuid) in self.settings.republish
+        self.resume.session_keys.add(key)
+        future = self.client.senders.submit(self.client.upload, key, size, body, known)
+        if isinstance(job, Sequence):
+            self.running[future] = partial(self.manifest_sent, job)
+        else:
+            self.running[future] = partial(self.photo_sent, job, job.session_key != key)
+            job.session_key, job.description_md5 = key, md5(description_bytes(job))
 
     def photo_sent(self, photo: Photo, fresh: bool, future: Future[tuple[str, bool]]) -> None:
         """A photo has arrived, or not; `fresh`: under a key that it didn't have before."""
-        self.sending -= 1
         sequence = self.sequences[str(photo.uuid)]
         try:
             photo.file_handle, sent = future.result()
-        except AlreadyThere as error:
-            photo.session_key, photo.failure = "", str(error)
-            problem = MAYBE_THERE._replace(detail=shown(photo.file))
-            sequence.problems, sequence.state = [*sequence.problems, problem], "held"
-            note_error(self.result, self.run, UploaderError(f"sequence {sequence.uuid}: {problem}", "", Exit.REJECTED))
+        except AlreadyThere:
+            self.resume.session_keys.discard(photo.session_key)
+            photo.session_key = ""
+            self.todo = deque(other for other in self.todo if other.uuid != photo.uuid)
+            if not sequence.problems:
+                problem = MAYBE_THERE._replace(detail=shown(photo.file))
+                sequence.problems, sequence.state = [problem], "held"
+                text = f"sequence {sequence.uuid}: {problem}"
+                note_error(self.result, self.run, UploaderError(text, "", Exit.REJECTED))
         except UploaderError as error:
             self.not_sent(photo, error)
         else:
@@ -2736,25 +2509,13 @@ class Uploading:
             self.missing[sequence.uuid] -= 1
             self.send_if_complete(sequence)
 
-    def send_manifest(self, sequence: Sequence) -> None:
-        """Have a thread send the list of a sequence's file handles."""
-        handles = [photo.file_handle for photo in sequence.photos]
-        body = json.dumps({"version": "1", "upload_type": "images", "image_handles": handles}).encode()
-        key, size = session_of([body], "json")
-        known = key in self.known or not self.was_closed or sequence.uuid in self.settings.republish
-        self.known.add(key)
-        self.resume.earlier_keys.add(key)
-        future = self.client.senders.submit(self.client.upload, key, size, lambda offset: iter((body[offset:],)), known)
-        self.running[future] = partial(self.manifest_sent, sequence)
-
     def manifest_sent(self, sequence: Sequence, future: Future[tuple[str, bool]]) -> None:
         """A manifest has arrived, or not; where nobody here has sent it, somebody may have published it."""
-        self.sending -= 1
         try:
             sequence.manifest_handle, sent = future.result()
         except AlreadyThere as error:
             sequence.state, sequence.publish_tried_at = "unconfirmed", self.client.clock.now()
-            self.unclear(sequence, error)
+            note_error(self.result, self.run, unclear(sequence, f": {error}"))
             self.save()
         except UploaderError as error:
             self.not_sent(sequence, error)
@@ -2784,7 +2545,6 @@ class Uploading:
             job.reject(REFUSED._replace(detail=str(error)))
             sequence = self.sequences[str(job.uuid)]
             sequence.photos.remove(job)  # an older handle must not be published
-            self.resume.earlier_keys.add(job.session_key)
             self.missing[sequence.uuid] -= 1
             self.send_if_complete(sequence)
         else:
@@ -2800,14 +2560,11 @@ class Uploading:
         except UploaderError:
             sequence.state, sequence.publish_tried_at = before  # the call is not made
             raise
-        self.publishing += 1
-        organization_id = self.resume.organization_id
-        future = self.client.others.submit(self.client.finish, str(sequence.manifest_handle), organization_id)
-        self.running[future] = partial(self.published, sequence, before)
+        call = partial(self.client.finish, str(sequence.manifest_handle), self.resume.organization_id)
+        self.running[self.client.others.submit(call)] = partial(self.published, sequence, before)
 
     def published(self, sequence: Sequence, before: tuple[str, int | None], future: Future[str]) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
-        self.publishing -= 1
         error = future.exception()
         others = {s.cluster_id for s in self.resume.sequences.values()}
         if error is None and future.result() in others:
@@ -2823,7 +2580,7 @@ class Uploading:
             self.not_published(sequence, error)
         else:
             sequence.state = "unconfirmed"
-            self.unclear(sequence, error)
+            note_error(self.result, self.run, unclear(sequence, f": {error}"))
         self.save()
         if isinstance(error, TokenRefused) or (error and not isinstance(error, (ServiceError, Stopped))):
             raise error
@@ -2842,11 +2599,6 @@ class Uploading:
             text = f"sequence {sequence.uuid} was not published: {error}"
             note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
 
-    def unclear(self, sequence: Sequence, error: object) -> None:
-        """Nobody knows whether a sequence was published."""
-        text = f"it is not known whether sequence {sequence.uuid} was published: {error}"
-        note_error(self.result, self.run, UploaderError(text, UNCONFIRMED.format(sequence.uuid)))
-
     def wind_up(self) -> None:
         """However the rounds have ended: give publishes two seconds to answer, and save what is known."""
         self.client.end()
@@ -2858,18 +2610,19 @@ class Uploading:
         self.resume.closed = self.was_closed or settled
         self.save()
 
-    def show_progress(self) -> None:
-        """How far it is."""
-        seconds = self.client.clock.seconds() - self.started
-        sizes = self.arrived_bytes, self.expected_bytes
-        self.run.progress(Progress("upload", self.arrived, self.expected, *sizes, self.result.already, seconds))
-
     def save(self) -> None:
-        """Save the resume file, and note what that cost."""
+        """Save the resume file, and say when next: it may cost a few percent of the run."""
         started = self.client.clock.seconds()
         self.resume.save()
-        self.saved_at = self.client.clock.seconds()
-        self.save_cost = self.saved_at - started
+        ended = self.client.clock.seconds()
+        self.save_at = ended + max(3, 40 * (ended - started))
+
+
+def unclear(sequence: Sequence, why: str = "") -> UploaderError:
+    """Nobody knows whether a sequence was published."""
+    hint = "Each run looks whether its photos have appeared, and never publishes it again by itself. If they aren't "
+    hint += f"there after some days, --republish {sequence.uuid} does; a second copy on Mapillary is then possible"
+    return UploaderError(f"it is not known whether sequence {sequence.uuid} was published{why}", hint)
 
 
 def note_error(result: Result, run: Run, error: UploaderError) -> None:
@@ -2887,8 +2640,8 @@ def mark_states(result: Result) -> None:
     for photo in result.photos:
         if photo.failure and photo.state != "rejected":
             photo.state = "failed"
-        elif states.get(str(photo.uuid)) == "published" and photo.state in ("uploaded", "ready"):
-            photo.state = "published"
+        elif states.get(str(photo.uuid)) in ("published", "held") and photo.state in ("uploaded", "ready"):
+            photo.state = states[str(photo.uuid)]
 
 
 def find_arrivals(result: Result, run: Run) -> None:
@@ -2904,49 +2657,39 @@ def find_arrivals(result: Result, run: Run) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class Image(NamedTuple):
-    """A photo that Mapillary shows. Texts are "" where Mapillary leaves them out."""
+def find_images(client: Client, username: str, photos: Iterable[Photo]) -> dict[str, Photo]:
+    """What Mapillary shows of an account within the photos' capture window, ± 2 s; all pages. By id, without file."""
+    from urllib.parse import urlencode
 
-    id: str
-    captured_at: int
-    latitude: float
-    longitude: float
-    make: str
-    model: str
-
-
-def find_images(client: Client, username: str, photos: Iterable[Photo]) -> list[Image]:
-    """What Mapillary shows of an account within the photos' capture window, ± 2 s; all pages."""
     times = [photo.captured_at for photo in photos]
     query = {"start_captured_at": iso(min(times) - 2_000), "end_captured_at": iso(max(times) + 2_000), "limit": "2000"}
     query |= {"creator_username": username, "fields": "id,captured_at,geometry,make,model"}
-    images: dict[str, Image] = {}
+    images: dict[str, Photo] = {}
     seen: set[str] = set()
-    page: Any = f"{client.service.graph}/images"
+    page: Any = f"{client.service.graph}/images?{urlencode(query)}"
     while isinstance(page, str) and page not in seen:
         if not page.startswith(client.service.graph + "/"):
             raise ServiceError("GET /images: its next page is on another host", "It is not followed: report this")
-        data = client.search(page, query)
-        query = {}  # the next page's address carries it
+        data = client.search(page)
         seen.add(page)
-        images |= {image.id: image for image in map(image_of, data["data"]) if image}
+        for image in data["data"]:
+            images |= image_of(image)
         paging = data.get("paging")
         page = paging.get("next") if isinstance(paging, dict) else None
-    return list(images.values())
+    return images
 
 
-def image_of(data: Any) -> Image | None:
-    """An image from JSON; None where it lacks what it takes to recognise it."""
+def image_of(data: Any) -> dict[str, Photo]:
+    """An image from JSON, by its id; {} where it lacks what it takes to recognise it."""
     try:
-        longitude, latitude = map(finite, data["geometry"]["coordinates"][:2])
-        captured_at = finite(data["captured_at"])
+        longitude, latitude, captured_at = map(finite, [*data["geometry"]["coordinates"][:2], data["captured_at"]])
     except (TypeError, KeyError, ValueError):
-        return None
+        return {}
     if not as_id(data.get("id")) or captured_at is None or latitude is None or longitude is None:
-        return None
-    return Image(
-        as_id(data["id"]), int(captured_at), latitude, longitude, as_text(data.get("make")), as_text(data.get("model"))
-    )
+        return {}
+    image = Photo("", captured_at=int(captured_at), latitude=latitude, longitude=longitude)
+    image.make, image.model = as_text(data.get("make")), as_text(data.get("model"))
+    return {as_id(data["id"]): image}
 
 
 class Neighbours:
@@ -2957,13 +2700,11 @@ class Neighbours:
         for photo in photos:
             self.by_second.setdefault(photo.captured_at // 1000, []).append(photo)
 
-    def nearest(self, images: Collection[Image]) -> Iterator[tuple[Image, list[Photo]]]:
-        """Each image with the photo that it may be, or several just as near, in the order of time.
-
-        Nearest by time, then by place; where all times are cut to whole seconds, each stands for all of its second.
-        """
-        whole = all(image.captured_at % 1000 == 0 for image in images)
-        for image in sorted(images, key=lambda image: image.captured_at):
+    def nearest(self, images: Mapping[str, Photo]) -> Iterator[tuple[str, list[Photo]]]:
+        """Each image's id with the photo that it may be, or several as near in time, then place; earliest first."""
+        # Where all times are cut to whole seconds, each stands for all of its second
+        whole = all(image.captured_at % 1000 == 0 for image in images.values())
+        for image_id, image in sorted(images.items(), key=lambda item: item[1].captured_at):
             second, near = image.captured_at // 1000, {}
             for photo in [photo for s in (second - 1, second, second + 1) for photo in self.by_second.get(s, ())]:
                 same_second = whole and photo.captured_at // 1000 == second
@@ -2974,48 +2715,44 @@ class Neighbours:
                 if ms <= NEAR_MS and metres <= NEAR_METRES and not other:
                     near[photo] = ms, round(metres, 1)
             if near:
-                yield image, [photo for photo in near if near[photo] == min(near.values())]
+                yield image_id, [photo for photo in near if near[photo] == min(near.values())]
 
-    def match(self, images: Collection[Image]) -> dict[Photo, list[str]]:
+    def match(self, images: Mapping[str, Photo]) -> dict[Photo, list[str]]:
         """The ids of the images that are a photo; of several photos just as near, one that has the fewest yet.
 
         A second copy of a photo makes a second id of it, and never takes its neighbour's place.
         """
         found: dict[Photo, list[str]] = {}
         noted = {photo.image_id for photos in self.by_second.values() for photo in photos}
-        for image, photos in self.nearest([image for image in images if image.id not in noted]):
-
-            def taken(photo: Photo) -> tuple[int, int]:
-                return len(found.get(photo, ())) + bool(photo.image_id), photo.captured_at
-
-            found.setdefault(min(photos, key=taken), []).append(image.id)
+        for image_id, photos in self.nearest({key: image for key, image in images.items() if key not in noted}):
+            photo = min(photos, key=lambda one: (len(found.get(one, ())) + bool(one.image_id), one.captured_at))
+            found.setdefault(photo, []).append(image_id)
         return found
 
-    def ids_of(self, sequence: Sequence, images: Collection[Image], unsent: Collection[Photo] = ()) -> list[str]:
+    def ids_of(self, sequence: Sequence, images: Mapping[str, Photo], unsent: Collection[Photo] = ()) -> list[str]:
         """The images that prove photos of a sequence: of several photos just as near, each must have an image.
 
         Of those `unsent`, one is enough: nobody knows which of them is there.
         """
         found, own, ids = self.match(images), set(sequence.photos), []
-        for image, near in self.nearest(images):
+        for image_id, near in self.nearest(images):
             without = {photo for photo in near if photo not in found and not photo.image_id}
             if own & {*near} and (not without or without < {photo for photo in near if photo in unsent}):
-                ids.append(image.id)
+                ids.append(image_id)
         return ids
 
 
 def look_up_unconfirmed(client: Client, resume: Resume, result: Result) -> None:
     """Settle publishes of earlier runs whose outcome is not known; one that can't be asked for isn't republished."""
     try:
-        settle_unconfirmed(client, resume)
+        look_up(client, resume, "unconfirmed")
     except ServiceError as error:
         client.run.message("warning", f"unconfirmed sequences can't be looked up now: {error}")
         republish = result.settings.republish - {s.uuid for s in resume.sequences.values() if s.settled}
         result.settings = replace(result.settings, republish=republish)
     for sequence in resume.sequences.values():
         if sequence.state == "unconfirmed" and sequence.uuid not in result.settings.republish:
-            text = f"it is not known whether sequence {sequence.uuid} was published"
-            note_error(result, client.run, UploaderError(text, UNCONFIRMED.format(sequence.uuid)))
+            note_error(result, client.run, unclear(sequence))
 
 
 def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Result:
@@ -3027,11 +2764,12 @@ def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Re
         result = Result(**vars(tour), looked_up=True)
         result.username, result.errors = account.username, []
         try:
-            settle_unconfirmed(client, resume)
-            note_live(client, resume)
+            look_up(client, resume, "unconfirmed")
+            look_up(client, resume, "published")
         finally:
             result.sent = resume.changed
-            resume.save_if_changed()  # what was found before a call failed stays found
+            if resume.changed:
+                resume.save()  # what was found before a call failed stays found
         planned, known = {s.uuid for s in tour.sequences}, {photo.uuid for photo in resume.published()}
         result.sequences = [*tour.sequences, *(s for uuid, s in resume.sequences.items() if uuid not in planned)]
         here = [photo for photo in tour.photos if photo.uuid not in known and photo.state not in ("published", "copy")]
@@ -3040,38 +2778,28 @@ def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Re
         return result
 
 
-def settle_unconfirmed(client: Client, resume: Resume) -> None:
-    """Mark each unconfirmed sequence published of which at least one photo is on Mapillary."""
-    for sequence in [s for s in resume.sequences.values() if s.state == "unconfirmed"]:
-        images = new_images(client, resume, sequence)
-        if Neighbours(resume.published()).ids_of(sequence, images):
-            sequence.state, sequence.published_at = "published", sequence.publish_tried_at
+def look_up(client: Client, resume: Resume, state: str) -> None:
+    """Note which photos of all sequences in a state Mapillary shows; one proves that an unconfirmed one was published.
+
+    What it showed before a sequence was sent doesn't count. Warn of photos that are there twice.
+    """
+    for sequence in [s for s in resume.sequences.values() if s.state == state]:
+        missing = [photo for photo in sequence.photos if not photo.image_id]
+        images = find_images(client, resume.username, missing) if missing else {}
+        images = {key: image for key, image in images.items() if key not in sequence.shown_before}
+        neighbours = Neighbours(resume.published())
+        if state == "unconfirmed":
+            if not neighbours.ids_of(sequence, images):
+                continue
+            sequence.state, sequence.published_at, resume.changed = "published", sequence.publish_tried_at, True
             client.run.message("info", f"sequence {sequence.uuid} was published: its photos are on Mapillary")
-            note_ids(client, resume, sequence, images)
-
-
-def note_live(client: Client, resume: Resume) -> None:
-    """Put the ids of photos that Mapillary shows by now into the resume file."""
-    for sequence in [s for s in resume.sequences.values() if s.state == "published"]:
-        note_ids(client, resume, sequence, new_images(client, resume, sequence))
-
-
-def new_images(client: Client, resume: Resume, sequence: Sequence) -> list[Image]:
-    """What Mapillary shows of a sequence's window, but what it showed before the sequence was sent."""
-    missing = [photo for photo in sequence.photos if not photo.image_id]
-    images = find_images(client, resume.username, missing) if missing else []
-    return [image for image in images if image.id not in sequence.shown_before]
-
-
-def note_ids(client: Client, resume: Resume, sequence: Sequence, images: Collection[Image]) -> None:
-    """Note the ids of a sequence's photos; warn of those that are there twice."""
-    found = Neighbours(resume.published()).match(images)
-    for photo in [photo for photo in sequence.photos if found.get(photo) and not photo.image_id]:
-        ids = sorted(found[photo])
-        photo.image_id, resume.changed = ids[0], True
-        if len(ids) > 1:
-            text = f"{shown(photo.file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?"
-            client.run.message("warning", text)
+        found = neighbours.match(images)
+        for photo in [photo for photo in missing if photo in found]:
+            ids = sorted(found[photo])
+            photo.image_id, resume.changed = ids[0], True
+            if len(ids) > 1:
+                text = f"{shown(photo.file)} is on Mapillary more than once: {', '.join(ids)}; was it uploaded before?"
+                client.run.message("warning", text)
 
 
 def look_up_planned(client: Client, resume: Resume, result: Result) -> None:
@@ -3080,7 +2808,7 @@ def look_up_planned(client: Client, resume: Resume, result: Result) -> None:
     unsent = dict.fromkeys(photo for s in new for photo in s.photos)
     neighbours = Neighbours([*resume.published(), *unsent])
     for sequence in [s for s in new if not s.problems]:
-        images: list[Image] = []
+        images: dict[str, Photo] = {}
         try:
             images = find_images(client, resume.username, sequence.photos)
         except ServiceError as error:
@@ -3091,8 +2819,6 @@ def look_up_planned(client: Client, resume: Resume, result: Result) -> None:
             detail = f"{count_of(there, 'photo')}, {PHOTO_PAGE}{there[0]}"
             sequence.problems, sequence.state = [ON_MAPILLARY._replace(detail=detail)], "held"
             client.run.message("error", f"sequence {sequence.uuid}: {sequence.problems[0]}")
-            for photo in sequence.photos:
-                photo.state = "held"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3109,7 +2835,7 @@ def granted(application: Application, service: Service, grant: Mapping[str, str]
         content = {"client_id": application.client_id, "redirect_uri": application.redirect_uri, **grant}
         try:
             data = client.post("/token", content)
-        except (Refused, TokenRefused) as error:
+        except Refused as error:
             hint = "Sign in again; a code works once, and soon ends"
             raise SignInError(f"Mapillary gives no token: {error.args[0]}", hint) from error
     lifetime = finite(data.get("expires_in"))
@@ -3184,8 +2910,7 @@ def save_profile(profile: Profile, path: Path) -> None:
                 config.set(profile.name, key, value)
         config.write(text)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write_atomically(path, temporary, text.getvalue().encode(), 0o600)
+        write_atomically(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), text.getvalue().encode(), 0o600)
     except (OSError, ValueError) as error:
         hint = "Set MAPILLARY_ACCESS_TOKEN instead"
         raise SignInError(f"the profile can't be saved to {shown(path)}: {shown(error)}", hint) from error
@@ -3196,33 +2921,33 @@ class SignIn:
 
     def __init__(self, name: str, environment: Mapping[str, str], service: Service, run: Run) -> None:
         self.name, self.environment, self.service, self.run = name, environment, service, run
+        token = environment.get("MAPILLARY_ACCESS_TOKEN", "").strip()
+        self.given = Profile("", token) if token else None
+        self.can_ask = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
         self.help = f"Set MAPILLARY_ACCESS_TOKEN, or sign in once: {own_name()} --login -u {shlex.quote(name)}"
+        names = ("MAPILLARY_CLIENT_ID", "MAPILLARY_CLIENT_SECRET", "MAPILLARY_REDIRECT_URI")
+        application = Application(*(environment.get(name, "") for name in names))
+        self.application = application if application.client_id and application.client_secret else None
 
     def account(self, organization_id: str | None) -> Account:
         """The account to publish as; raise SignInError where there is none, or it isn't `name`'s."""
-        token, profile = self.environment.get("MAPILLARY_ACCESS_TOKEN", "").strip(), None
-        if not token:
-            profile = find_profile(self.name, self.environment, self.run) or (self.log_in() if can_ask() else None)
-            if profile is None:
-                raise SignInError(f"no token for {shown(self.name)}", self.help)
-            token = self.renewed(profile).token
-        account = account_of(token, organization_id, self.service)
-        if account.username != self.name and (profile is None or profile.name != self.name):
-            text = f"the token belongs to {shown(account.username)}, not to {shown(self.name)}"
-            raise SignInError(text, self.help)
-        whom = f"account {shown(account.username)} ({account.user_id})"
-        if organization_id is not None:
-            whom += f" for the organization {shown(account.organization)} ({organization_id})"
-        self.run.message("info", whom)
+        profile = self.given or find_profile(self.name, self.environment, self.run)
+        if profile is None and self.can_ask:
+            profile = self.log_in()
+        if profile is None:
+            raise SignInError(f"no token for {shown(self.name)}", self.help)
+        account = account_of(self.renewed(profile).token, organization_id, self.service)
+        if self.name not in (account.username, profile.name):
+            raise SignInError(f"the token belongs to {shown(account.username)}, not to {shown(self.name)}", self.help)
+        of = f" for the organization {shown(account.organization)} ({organization_id})" * (organization_id is not None)
+        self.run.message("info", f"account {shown(account.username)} ({account.user_id}){of}")
         return account
 
     def log_in(self) -> Profile:
         """Sign in: a token as it is, OAuth with one's own application, or e-mail and password; check whose, save it."""
-        given = self.environment.get("MAPILLARY_ACCESS_TOKEN", "").strip()
-        if not given and not can_ask():
+        if not (self.given or self.can_ask):
             raise SignInError("signing in needs a terminal", "Set MAPILLARY_ACCESS_TOKEN")
-        application = self.application()
-        profile = Profile("", given) if given else self.by_oauth(application) if application else self.by_password()
+        profile = self.given or (self.by_oauth(self.application) if self.application else self.by_password())
         account = account_of(profile.token, None, self.service)
         if account.username != self.name:
             hint = "Sign in as that account, or give the name of this one with -u"
@@ -3233,11 +2958,12 @@ class SignIn:
         self.run.message("info", f"signed in as {shown(self.name)}; saved in {shown(path)}")
         return profile
 
-    def application(self) -> Application | None:
-        """The user's own OAuth application, by the environment; None without one."""
-        names = ("MAPILLARY_CLIENT_ID", "MAPILLARY_CLIENT_SECRET", "MAPILLARY_REDIRECT_URI")
-        application = Application(*(self.environment.get(name, "") for name in names))
-        return application if application.client_id and application.client_secret else None
+    def ask(self, question: str, hidden: bool = False) -> str:
+        """Ask on the terminal; raise SignInError where the person gives up, or a signal ends it."""
+        try:
+            return str(click.prompt(question, hide_input=hidden, err=True, default="", show_default=False))
+        except click.Abort as error:
+            raise SignInError("not signed in", "Run --login again", self.run.stop_code) from error
 
     def by_password(self) -> Profile:
         """A token by e-mail and password, as the official client does; asks up to three times."""
@@ -3249,7 +2975,7 @@ class SignIn:
         token = self.environment.get("MAPILLARY_CLIENT_TOKEN") or PUBLIC_CLIENT_TOKEN
         with Client(self.service, token, self.run, Settings()) as client:
             for _ in range(3):
-                email, password = ask("E-mail").strip(), ask("Password (not shown)", hidden=True)
+                email, password = self.ask("E-mail").strip(), self.ask("Password (not shown)", hidden=True)
                 client.secrets.append(password)
                 try:
                     data = client.post("/login", {"email": email, "password": password, "locale": "en_US"})
@@ -3269,10 +2995,10 @@ class SignIn:
         state = base64.urlsafe_b64encode(os.urandom(24)).decode()
         click.echo("Open this address, allow the access, and paste the address that the browser ends at:", err=True)
         click.echo(authorize_url(application, state, self.service), err=True)
-        answer = parse_qs(urlsplit(ask("Address").strip()).query)
+        answer = parse_qs(urlsplit(self.ask("Address").strip()).query)
         if "error" in answer:
-            hint = "Run --login again and allow the access"
-            raise SignInError(f"Mapillary did not allow it: {shown(answer['error'][0])}", hint)
+            text = f"Mapillary did not allow it: {shown(answer['error'][0])}"
+            raise SignInError(text, "Run --login again and allow the access")
         if answer.get("state") != [state] or not answer.get("code"):
             hint = "Run --login again and paste the whole address"
             raise SignInError("that address is not the answer to this sign-in", hint)
@@ -3280,36 +3006,21 @@ class SignIn:
 
     def renewed(self, profile: Profile) -> Profile:
         """The profile, with a new token where OAuth's is about to run out and the application's secret is there."""
-        left = math.inf
+        left, soon = math.inf, RENEW_DAYS * DAY
         with contextlib.suppress(ValueError):  # none that we wrote
             left = from_iso(profile.expires) - self.run.clock.now()
-        application = self.application()
-        if left <= RENEW_DAYS * DAY and application:
+        if left <= soon and self.application:
             try:
-                profile, left = renewed(application, profile, self.service), math.inf
+                profile, left = renewed(self.application, profile, self.service), math.inf
                 save_profile(profile, profile.path or profile_files(self.environment)[0])
             except UploaderError as error:  # a new token that can't be saved serves this run all the same
                 self.run.message("warning", f"the token could not be renewed, or not be saved: {error}")
+        whose = f"the token of profile {shown(profile.name)}"
         if left <= 0:
-            raise SignInError(f"the token of profile {shown(profile.name)} has run out", self.help)
-        if left <= RENEW_DAYS * DAY:
-            self.run.message(
-                "warning", f"the token of profile {shown(profile.name)} runs out on {profile.expires[:10]}"
-            )
+            raise SignInError(f"{whose} has run out", self.help)
+        if left <= soon:
+            self.run.message("warning", f"{whose} runs out on {profile.expires[:10]}")
         return profile
-
-
-def can_ask() -> bool:
-    """Whether a person sits at a terminal."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-
-
-def ask(question: str, hidden: bool = False) -> str:
-    """Ask on the terminal; raise SignInError where the person gives up."""
-    try:
-        return str(click.prompt(question, hide_input=hidden, err=True, default="", show_default=False))
-    except click.Abort as error:
-        raise SignInError("not signed in", "Run --login again", Exit.INTERRUPTED) from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3357,9 +3068,8 @@ def drawn(tour: Tour, pictures: Mapping[Photo, str]) -> Iterator[str]:
     yield "".join(["</table>", *(f'<p style="color:var(--bad)">{html.escape(shown(error))}' for error in tour.errors)])
     tracks = {f"sequence {shown(s.uuid)}": s.photos for s in tour.sequences} | {"in no sequence": []}
     yield from (plan_of(html.escape(name), tracks[name], others, facts) for name in tracks if tracks[name] or others)
-    reasons = problems_of(tour) | holds_of(tour) | failures_of(tour) | warnings_of(tour)
-    reasons |= grouped((one["file"], Problem(text)) for one in facts.values() for text in one["odd"])
-    for problem, names in reasons.items():
+    odd = [(one["file"], Problem(text)) for one in facts.values() for text in one["odd"]]
+    for _, problem, names in [*findings(tour), *grouped("odd", odd)]:
         yield f"<details{' open' * (len(names) < 9)}><summary>{len(names):,} × {html.escape(str(problem))}</summary>"
         yield f"{html.escape(', '.join(names))}</details>"
 
@@ -3505,8 +3215,8 @@ def first_of(names: Collection[str], most: int) -> str:
 
 def in_words(size: float) -> str:
     """Bytes as kB, MB or GB."""
-    unit = next((unit for unit in ((1e9, "GB"), (1e6, "MB")) if size >= unit[0]), (1e3, "kB"))
-    return f"{size / unit[0]:,.1f} {unit[1]}"
+    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if size >= pair[0]), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"
 
 
 def quoted(word: str) -> str:
@@ -3552,17 +3262,12 @@ class Console(Run):
             line = f"{iso(self.clock.now())[:19]}Z {line}"
         elif level in ("warning", "error") and not os.environ.get("NO_COLOR"):
             line = click.style(line, fg="red" if level == "error" else "yellow")
-        self.above_bar(line + "\n")
+        self.write(line + "\n")
 
-    def above_bar(self, text: str = "") -> None:
-        """Write in place of the bar, which the next progress draws again."""
-        with self.lock:
-            self.write("\r\x1b[K" * self.bar + text)
-            self.bar = False
-
-    def write(self, text: str) -> None:
-        """To stderr, whatever became of it."""
-        with contextlib.suppress(OSError, ValueError):
+    def write(self, text: str = "", bar: bool = False) -> None:
+        """To stderr, whatever became of it, in place of the bar, which the next progress draws again."""
+        with self.lock, contextlib.suppress(OSError, ValueError):
+            text, self.bar = "\r\x1b[K" * self.bar + text, bar
             if sys.stderr:
                 sys.stderr.write(text)
                 sys.stderr.flush()
@@ -3573,15 +3278,13 @@ class Console(Run):
         if now - self.drawn_at < (0.1 if self.terminal else 30):
             return
         self.drawn_at = now
-        if not self.terminal:
-            self.message("info", progress_text(progress))
-            return
         width = 79
         with contextlib.suppress(OSError, ValueError):  # stderr's: stdout may be a file
             width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-        with self.lock:
-            self.bar = True
-            self.write(f"\r{progress_text(progress, width)}\x1b[K")
+        if self.terminal:
+            self.write(f"\r{progress_text(progress, width)}\x1b[K", bar=True)
+        else:
+            self.message("info", progress_text(progress))
 
 
 def progress_text(progress: Progress, width: int = 0) -> str:
@@ -3590,11 +3293,9 @@ def progress_text(progress: Progress, width: int = 0) -> str:
     rate = progress.done_bytes / max(0.1, progress.seconds)
     seconds = int((progress.total_bytes - progress.done_bytes) / rate) if rate else 0
     speed = f", {in_words(rate)}/s, {timedelta(seconds=seconds) if rate else '?'} left"
-    there = f", {progress.before:,} of {total:,} were there" if progress.before else ""
+    there = " photos" + f", {progress.before:,} of {total:,} were there" * bool(progress.before)
     sizes = f", {in_words(progress.done_bytes)} of {in_words(progress.total_bytes)}"
-    texts = [
-        f"{done:,}/{total:,}{more}{speed}" for more in (f" photos{there}{sizes}", f" photos{there}", " photos", "")
-    ]
+    texts = [f"{done:,}/{total:,}{more}{speed}" for more in (there + sizes, there, " photos", "")]
     if progress.step == "check":
         texts = [f"checking photos: {done:,} of {total:,}"]
     text = next((text for text in texts if not width or len(text) <= width - 13), texts[-1])
@@ -3602,50 +3303,42 @@ def progress_text(progress: Progress, width: int = 0) -> str:
     return f"[{'#' * (room * done // max(1, total)):<{room}}] {text}" if room >= 5 else text[: width or None]
 
 
-def grouped(pairs: Iterable[tuple[str, Problem]]) -> dict[Problem, list[str]]:
-    """Findings without their details, and whom each is about: "name (detail)"."""
+def grouped(title: str, pairs: Iterable[tuple[str, Problem]]) -> list[tuple[str, Problem, list[str]]]:
+    """Findings without their details, each once, and whom each is about: "name (detail)"."""
     groups: dict[Problem, list[str]] = {}
     for name, problem in pairs:
         groups.setdefault(problem._replace(detail=""), []).append(name + f" ({problem.detail})" * bool(problem.detail))
-    return groups
+    return [(title, problem, names) for problem, names in groups.items()]
 
 
-def problems_of(tour: Tour) -> dict[Problem, list[str]]:
-    """Why photos are rejected."""
-    return grouped((shown(photo.file), problem) for photo in tour.photos for problem in photo.problems)
-
-
-def holds_of(tour: Tour) -> dict[Problem, list[str]]:
-    """Why sequences are held back."""
-    return grouped((f"sequence {s.uuid}", problem) for s in tour.sequences for problem in s.problems)
-
-
-def failures_of(tour: Tour) -> dict[Problem, list[str]]:
-    """Why photos could not be uploaded."""
-    failed = [photo for photo in tour.photos if photo.failure]
-    return grouped((shown(photo.file), Problem(photo.failure.replace(photo.session_key, "…"))) for photo in failed)
-
-
-def warnings_of(tour: Tour) -> dict[Problem, list[str]]:
-    """What is odd, and rejects nothing."""
-    return grouped((shown(photo.file), warning) for photo in tour.photos for warning in photo.warnings)
+def findings(tour: Tour) -> list[tuple[str, Problem, list[str]]]:
+    """Each reason of a rejection, a hold, a failed upload or a warning, and whom it is about."""
+    photos = [(shown(photo.file), photo) for photo in tour.photos]
+    failed = [(name, photo.failure.replace(photo.session_key, "…")) for name, photo in photos if photo.failure]
+    return [
+        *grouped("rejected", ((name, problem) for name, photo in photos for problem in photo.problems)),
+        *grouped("held back", ((f"sequence {s.uuid}", problem) for s in tour.sequences for problem in s.problems)),
+        *grouped("failed", ((name, Problem(failure)) for name, failure in failed)),
+        *grouped("warning", ((name, warning) for name, photo in photos for warning in photo.warnings)),
+    ]
 
 
 def tell_findings(tour: Tour, console: Console, most: int) -> None:
-    """Each reason of rejection or warning once, with the first names."""
-    for level, groups in (("error", problems_of(tour)), ("error", holds_of(tour)), ("warning", warnings_of(tour))):
-        for problem, names in groups.items():
-            count = f"{len(names):,} × " if len(names) > 1 else ""
-            console.message(level, f"{count}{problem} [{first_of(names, most)}]")
+    """Each reason of rejection or warning once, with the first names; what keeps the whole folder from being sent."""
+    for title, problem, names in findings(tour):
+        count = f"{len(names):,} × " * (len(names) > 1)
+        console.message("warning" if title == "warning" else "error", f"{count}{problem} [{first_of(names, most)}]")
+    for error in tour.errors:
+        console.message("error", str(error))
 
 
 def states_of(tours: Collection[Tour]) -> str:
     """How many photos are in which state, in words; of folders in which nothing is new, that it is so."""
     photos = [photo for tour in tours for photo in tour.photos]
     states = Counter(photo.state for photo in photos)
-    words = {"copy": "copies" if states["copy"] > 1 else "copy", "ready": "to upload", "held": "held back"}
-    order = ("published", "uploaded", "ready", "failed", "held", "rejected", "copy")
-    texts = [f"{states[state]:,} {words.get(state, state)}" for state in order if states[state]]
+    words = {"published": "published", "uploaded": "uploaded", "ready": "to upload", "failed": "failed"}
+    words |= {"held": "held back", "rejected": "rejected", "copy": "copies" if states["copy"] > 1 else "copy"}
+    texts = [f"{states[state]:,} {word}" for state, word in words.items() if states[state]]
     sent = [photo for tour in tours for s in tour.sequences if s.settled for photo in s.photos]
     live = sum(1 for photo in sent if photo.image_id)
     if any(isinstance(tour, Result) and tour.looked_up for tour in tours):
@@ -3667,14 +3360,8 @@ def summary_of(tour: Tour, ending: Iterable[str] = ()) -> str:
     counts = f"{shown(tour.folder)}: {states_of([tour])}"
     lines = [f"  {sequence_line(sequence, tour)}" for sequence in tour.sequences]
     lines = lines[:10] + [f"  … {len(lines) - 10:,} more sequences (--json lists all)"] * (len(lines) > 10)
-    for title, groups in (
-        ("rejected", problems_of(tour)),
-        ("held back", holds_of(tour)),
-        ("failed", failures_of(tour)),
-        ("warning", warnings_of(tour)),
-    ):
-        for problem, names in groups.items():
-            lines += [f"  {title}, {len(names):,} × {problem}", f"    {first_of(names, 10)}"]
+    for title, problem, names in findings(tour):
+        lines += [f"  {title}, {len(names):,} × {problem}", f"    {first_of(names, 10)}"]
     folders = [shown(name) for name in tour.skipped if name.endswith("/")]
     rest = [shown(name) for name in tour.skipped if not name.endswith("/")]
     lines += [f"  not looked into: {first_of(folders, 5)}; -r does"] * bool(folders)
@@ -3696,23 +3383,18 @@ def sequence_line(sequence: Sequence, tour: Tour) -> str:
 
 def liveness(sequence: Sequence, tour: Tour) -> str:
     """What is known of a sequence on Mapillary, in words. Never "failed": the API can't tell."""
-    words = {"ready": "to upload", "held": "held back", "uploading": "not published yet"}
     count, live = len(sequence.photos), sequence.live
-    if not sequence.settled:
-        return words[sequence.state]
-    state = "published" if sequence.state == "published" else "publish unconfirmed"
-    if not (isinstance(tour, Result) and tour.looked_up):
-        return state + " and live" * (live == count)
+    words = {"ready": "to upload", "held": "held back", "uploading": "not published yet", "published": "published"}
+    state = words.get(sequence.state, "publish unconfirmed")
+    if not (sequence.settled and isinstance(tour, Result) and tour.looked_up):
+        return state + " and live" * (sequence.settled and live == count)
     link = next((f", {PHOTO_PAGE}{photo.image_id}" for photo in sequence.photos if photo.image_id), "")
     if live == count:
         return f"live{link}"
     text = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
-    text = text if sequence.state == "published" else "publish unconfirmed, none of its photos is there yet"
-    return (
-        f"overdue: {text}, {OVERDUE_DAYS} days after publishing{link}"
-        if sequence.overdue(tour.checked_at)
-        else text + link
-    )
+    text = text if sequence.state == "published" else f"{state}, none of its photos is there yet"
+    late = sequence.overdue(tour.checked_at)
+    return f"overdue: {text}, {OVERDUE_DAYS} days after publishing{link}" if late else text + link
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3751,9 +3433,6 @@ def main(options: Options, environment: Mapping[str, str], console: Console) -> 
     account = None if options.dry_run else sign_in.account(options.organization)
     console.working = True
     console.message("info", f"checking the photos {'below' if options.recursive else 'in'} {shown(options.directory)}")
-    step: Callable[[Tour], Tour] = partial(finish, options, account, service, console)
-    if options.check and account:
-        step = partial(look_up_tour, account=account, service=service, run=console)
     if options.recursive:
         tours = (read_folders if options.check else check_folders)(options.directory, options.settings, console)
     else:
@@ -3761,12 +3440,17 @@ def main(options: Options, environment: Mapping[str, str], console: Console) -> 
             with locked(options.directory):  # a second run ends at once
                 pass
         tours = [check_folder(options.directory, options.settings, console)]
-    return each(options, tours, step, console)
+    return each(tours, options, console, partial(finish, options, account, service, console))
 
 
-def each(options: Options, tours: list[Tour], step: Callable[[Tour], Tour], console: Console) -> list[Tour]:
+NOT_REACHED = UploaderError("not reached: the run ended before it", "Run again")
+
+
+def each(tours: list[Tour], options: Options, console: Console, step: Callable[[Tour], Tour]) -> list[Tour]:
     """Do a step with one folder after the other; an error of one is noted and stops no other, but if it is of all."""
     results: list[Tour] = []
+    for tour in tours:
+        tour.username, tour.dry_run = options.username or None, options.dry_run
     for tour in tours:
         console.folder = shown(tour.folder) if options.recursive else ""
         try:
@@ -3776,74 +3460,55 @@ def each(options: Options, tours: list[Tour], step: Callable[[Tour], Tour], cons
             console.message("error", str(error))
             tour.errors.append(error)
             results.append(tour)
-        if results[-1].code in (Exit.SIGN_IN, Exit.INTERRUPTED, Exit.TERMINATED):
+        if {error.code for error in results[-1].errors} & {Exit.SIGN_IN, Exit.INTERRUPTED, Exit.TERMINATED}:
             break
-    console.folder = ""
-    return results
+    console.folder, rest = "", tours[len(results) :]
+    for tour in rest:
+        for own in tour.errors:
+            console.message("error", f"{shown(tour.folder)}: {own}")
+        tour.errors.append(NOT_REACHED)
+    return results + rest
 
 
 def finish(options: Options, account: Account | None, service: Service, console: Console, tour: Tour) -> Tour:
-    """Say what was found in a folder, write --output, and publish it."""
-    tour.username, tour.dry_run = options.username or None, options.dry_run
+    """Ask what is live in a folder; or say what was found there, write --output, and publish it."""
+    if options.check and account:
+        return look_up_tour(tour, account, service, console)
     tell_findings(tour, console, 3 if not options.verbose else sys.maxsize)
-    for error in tour.errors:
-        console.message("error", str(error))
     if options.verbose:
         for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
             console.message("debug", f"{shown(photo.file)}: {to_json(description_of(photo))}")
     if options.output:
-        folder = options.output / os.path.relpath(tour.folder, options.directory)
-        tour.written = write_output(tour, folder)
+        tour.written = write_output(tour, options.output / os.path.relpath(tour.folder, options.directory))
     if account is None:
-        check_dry_owner(tour, options, service)
+        if tour.resume and (owner := tour.owner):  # another's, as far as that can be seen without asking?
+            same = "" if options.username != owner.username else owner.user_id
+            named = replace(owner, user_id=same, organization_id=options.organization)
+            tour.resume.adopt_owner(named if options.username else owner, service)
         return tour
     return publish(tour, account, service, console) if tour.photos or tour.resume else tour
-
-
-def check_dry_owner(tour: Tour, options: Options, service: Service) -> None:
-    """Raise UsageError where the resume file is another account's, as far as that can be seen without asking."""
-    owner = tour.owner
-    if owner is None or tour.resume is None:
-        return
-    named = owner.username if options.username else ""
-    if (
-        tour.resume.service != service.name
-        or options.username != named
-        or (options.username and options.organization != owner.organization_id)
-    ):
-        of = f" for the organization {owner.organization_id}" if owner.organization_id else ""
-        text = (
-            f"the resume file in {shown(tour.folder)} is of {shown(owner.username)}{of}, service {tour.resume.service}"
-        )
-        raise UsageError(text, "Run as that account")
 
 
 def write_output(tour: Tour, output: Path) -> str:
     """Write the photos as they are sent; how many, in words. A file of other content there is not overwritten."""
     photos = [photo for s in tour.planned if not s.problems for photo in s.photos]
     for photo in photos:
-        target = place(output, photo.file)
-        temporary = target.with_name(f".{target.name[:200]}.tmp")
+        target, data = place(output, photo.file), b"".join(sent_bytes(tour.folder, photo))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as copy:
-                copy.writelines(sent_bytes(tour.folder, photo))
-            if os.path.lexists(target) and not filecmp.cmp(temporary, target, shallow=False):
+            if not os.path.lexists(target):
+                write_atomically(target, target.with_name(f".{target.name[:200]}.tmp"), data)
+            elif not target.is_file() or target.read_bytes() != data:
                 raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
-            os.replace(temporary, target)
         except OSError as error:
             hint = "Choose another --output"
             raise UsageError(f"{shown(target)} can't be written: {error.strerror}", hint) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
     return f"{count_of(photos, 'photo')} written to {shown(output)}" + ": none is to be sent" * (not photos)
 
 
 def write_map(path: Path, tours: list[Tour]) -> None:
     """Write the map of the folders, as GeoJSON where the file is called so; raise UsageError where that fails."""
-    geojson = path.suffix.lower() == ".geojson"
-    text = json.dumps(map_geojson(tours)) if geojson else map_html(tours)
+    text = json.dumps(map_geojson(tours)) if path.suffix.lower() == ".geojson" else map_html(tours)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -3852,15 +3517,10 @@ def write_map(path: Path, tours: list[Tour]) -> None:
 
 def check_options(options: Options) -> None:
     """Raise UsageError where options are missing or don't go together."""
-    republish = bool(options.settings.republish)
-    pairs = [
-        (options.check and options.dry_run, "--check and --dry-run"),
-        (options.check and republish, "--check and --republish"),
-        (options.check and options.output, "--check and --output"),
-        (options.quiet and options.verbose, "--quiet and --verbose"),
-    ]
-    for wrong in (names for given, names in pairs if given):
-        raise UsageError(f"{wrong} contradict each other", "See --help")
+    beside = {"--dry-run": options.dry_run, "--republish": options.settings.republish, "--output": options.output}
+    wrong = [f"--check and {name}" for name, given in beside.items() if options.check and given]
+    if wrong := wrong + ["--quiet and --verbose"] * (options.quiet and options.verbose):
+        raise UsageError(f"{wrong[0]} contradict each other", "See --help")
     if not options.username and not options.dry_run:
         raise UsageError("the account is missing", "Give it with -u NAME")
     if options.organization is not None and not re.fullmatch(r"[0-9]+", options.organization, re.ASCII):
@@ -3875,7 +3535,7 @@ def check_options(options: Options) -> None:
 
 def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
     """What to do now, each as a command of this run's own words with only what must change."""
-    code, skip = worst(tour.code for tour in tours), options.settings.skip_invalid
+    code = worst(tour.code for tour in tours)
     sequences = [sequence for tour in tours for sequence in tour.sequences]
     held = [s.uuid for s in sequences if any(p._replace(detail="") in UNLESS_REPUBLISHED for p in s.problems)]
     left = any(photo.state in ("ready", "uploaded", "failed") for tour in tours for photo in tour.photos)
@@ -3890,7 +3550,7 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
         if left or held:
             yield f"To upload what isn't published: {again(options, drop=['--check'])}"
     elif code == Exit.REJECTED:
-        if left and not skip:
+        if left and not options.settings.skip_invalid:
             price = "the photos left out would become a second sequence later"
             others = again(options, ["--skip-invalid", *account])
             yield "Nothing was sent. " * (not sent) + f"Mend them, or send the others ({price}): {others}"
@@ -3911,11 +3571,9 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
 
 def again(options: Options, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
     """This run's command line, without what it is done with, and with more words."""
-    kept: list[str] = []
-    words = iter(options.words)
+    kept, words = [], iter(options.words)
     for word in words:
-        name = word.partition("=")[0]
-        if name not in ("--dry-run", "--republish", *drop):
+        if word.partition("=")[0] not in ("--dry-run", "--republish", *drop):
             kept.append(word)
         elif word in ("--republish", "--output"):
             next(words, None)
@@ -3932,15 +3590,13 @@ def tell_results(options: Options, results: list[Tour], console: Console, error:
     if options.json:
         documents = [tour.document() for tour in told]
         documents[-1]["directory"] = documents[-1]["directory"] if options.words else None  # it wasn't understood
-        document = {"exit_code": int(code), "folders": documents} if options.recursive else documents[0]
-        text = json.dumps(document) + "\n"
+        lines = [json.dumps({"exit_code": int(code), "folders": documents} if options.recursive else documents[0])]
     else:
-        text = "" if options.quiet else "".join(f"{line}\n" for line in summaries(options, results))
-    console.above_bar()
+        lines = [] if options.quiet else summaries(options, results)
+    console.write()
     try:
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
     except (OSError, ValueError, AttributeError) as failure_of_stdout:  # full, closed, none at all
         if options.json:
             console.message("error", f"the document can't be written: {failure_of_stdout}")
@@ -3950,7 +3606,7 @@ def tell_results(options: Options, results: list[Tour], console: Console, error:
 
 def summaries(options: Options, results: list[Tour]) -> list[str]:
     """A summary for each folder in which something happened; with --recursive, one line for the others, and totals."""
-    changed = [tour for tour in results if not is_unchanged(tour)]
+    changed = [tour for tour in results if not is_unchanged(tour) and NOT_REACHED not in tour.errors]
     ending = [*[f"map written to {shown(options.map)}"] * bool(options.map), *next_steps(results, options)]
     if not options.recursive:
         return [summary_of(tour, ending) for tour in results if tour.photos or tour.sequences]
@@ -3959,23 +3615,9 @@ def summaries(options: Options, results: list[Tour]) -> list[str]:
     if rest := [tour for tour in results if is_unchanged(tour)]:
         lines.append(f"{count_of(rest, 'folder')} unchanged")
     lines += [f"{count_of(results, 'folder')}, {states_of(results)}"] * bool(results)
-    lines += [f"  exit {int(tour.code)}: {shown(tour.folder)}" for tour in results if tour.code]
+    for tour in [tour for tour in results if tour.code]:
+        lines.append(f"  exit {int(tour.code)}: {shown(tour.folder)}" + ": not reached" * (NOT_REACHED in tour.errors))
     return lines + [f"  {line}" for line in ending]
-
-
-def parse_offset(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """--utc-offset in minutes."""
-    minutes = parse_zone(value) if value else None
-    if value and minutes is None:
-        raise click.BadParameter(f"{value!r} is no offset such as +02:00")
-    return minutes
-
-
-def parse_number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """A number that is one."""
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("it is no number")
-    return value
 
 
 SECONDS, COUNT = click.FloatRange(0), click.IntRange
@@ -3995,15 +3637,9 @@ REPUBLISH_HELP = "Publish this sequence although it may be on Mapillary already;
 @click.option("--check", is_flag=True, help="Ask Mapillary which published photos are live, and note their ids.")
 @click.option("--republish", metavar="ID", multiple=True, help=REPUBLISH_HELP)
 @click.option("--login", is_flag=True, help="Sign in, save the token as profile NAME, exit.")
-@click.option("--utc-offset", metavar="±HH:MM", callback=parse_offset, help="Zone of camera times that carry none.")
-@click.option("--min-age", metavar="SECONDS", type=SECONDS, callback=parse_number, help=YOUNG_HELP)
-@click.option(
-    "--patience",
-    metavar="MINUTES",
-    type=SECONDS,
-    callback=parse_number,
-    help="How long to wait out an outage. [default: 10]",
-)
+@click.option("--utc-offset", metavar="±HH:MM", help="Zone of camera times that carry none.")
+@click.option("--min-age", metavar="SECONDS", type=SECONDS, help=YOUNG_HELP)
+@click.option("--patience", metavar="MINUTES", type=SECONDS, help="How long to wait out an outage. [default: 10]")
 @click.option("--workers", metavar="N", type=COUNT(1, 32), help="Photos uploaded at once, 1 to 32. [default: 4]")
 @click.option("--retries", metavar="N", type=COUNT(0, 20), help="Retries of a photo or call, 0 to 20. [default: 3]")
 @click.option("--json", "json", is_flag=True, help="One JSON document with the result on stdout.")
@@ -4018,6 +3654,13 @@ def command(**given: Any) -> Options:
     """
     if not given["directory"] and not given["login"]:
         raise click.UsageError("the folder of photos is missing: give it with -d DIR")
+    for name in ("min_age", "patience"):
+        if math.isnan(given[name] or 0):
+            raise click.BadParameter("it is no number", param_hint=f"'--{name.replace('_', '-')}'")
+    offset = given["utc_offset"]
+    given["utc_offset"] = parse_zone(offset) if offset else None
+    if offset and given["utc_offset"] is None:
+        raise click.BadParameter(f"{offset!r} is no offset such as +02:00", param_hint="'--utc-offset'")
     given |= {name: Path(given[name]) for name in ("directory", "output", "map") if given[name]}
     given["republish"] = frozenset(given["republish"])
     given = {name: value for name, value in given.items() if value is not None}
@@ -4031,8 +3674,7 @@ def cli(arguments: Iterable[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    recursive = not {"-r", "--recursive"}.isdisjoint(words)
-    options = Options(json="--json" in words, recursive=recursive, quiet=True)
+    options = Options(json="--json" in words, recursive=not {"-r", "--recursive"}.isdisjoint(words), quiet=True)
     console, results, error = Console(), [], None
     catch_signals(console)
     try:
@@ -4044,20 +3686,17 @@ def cli(arguments: Iterable[str] | None = None) -> int:
         results = main(options, os.environ, console)
         if options.map:
             write_map(options.map, results)
-    except Exception as failure:
+    except (Exception, KeyboardInterrupt) as failure:
         error = explained(failure, console)
-        console.message("error", str(error))
-    except KeyboardInterrupt:
-        error = UploaderError("stopped", "", console.stop_code)
         console.message("error", str(error))
     return int(tell_results(options, results, console, error))
 
 
-def explained(error: Exception, console: Console) -> UploaderError:
+def explained(error: BaseException, console: Console) -> UploaderError:
     """The one place where what ends a run becomes text and exit code."""
     if isinstance(error, UploaderError):
         return error
-    if isinstance(error, click.Abort):
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return UploaderError("stopped", "", console.stop_code)
     if isinstance(error, click.ClickException):
         return UsageError(error.format_message().rstrip("."), "See --help")
@@ -4075,7 +3714,7 @@ def catch_signals(console: Console) -> None:
     def stop(number: int, _: object) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, signal.SIG_DFL)
-        console.stop_code = Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED
+        console.stop_code = Exit(128 + number)
         if not console.working:
             raise KeyboardInterrupt
         console.stop.set()  # can't wait for itself: this thread never waits for `stop`, it only looks at it
@@ -4087,11 +3726,7 @@ def catch_signals(console: Console) -> None:
 
 def script() -> None:
     """The program as a command."""
-    code = cli()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)  # a thread that hangs on a server that never answers would keep the process
+    os._exit(cli())  # a thread that hangs on a server that never answers would keep the process
 
 
 if __name__ == "__main__":

@@ -143,7 +143,6 @@ ERRORS: dict[str, tuple[int, Act]] = {
     "no organization": (2, lambda sandbox, folder: account(sandbox, "99")),
     "no server": (1, lambda sandbox, folder: mu.account_of(TOKEN, service=NOWHERE)),
     "bad address": (2, lambda sandbox, folder: mu.service_from({"MAPILLARY_UPLOAD_ENDPOINT": "http://example.org"})),
-    "nothing published": (1, lambda sandbox, folder: mu.check_live(folder, account(sandbox), service_of(sandbox))),
     "another run": (5, busy),
     "another account": (2, anothers),
 }

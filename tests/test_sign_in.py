@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -154,6 +155,8 @@ def test_an_odd_token_is_refused_before_it_is_sent(sandbox: Sandbox, token: str)
 def test_a_token_that_mapillary_refuses_exits_4(sandbox: Sandbox) -> None:
     ran, _ = try_to(sandbox, environment(sandbox, MAPILLARY_ACCESS_TOKEN="bad"))
     assert ran.code == 4 and "refuses the token" in ran.err and "--login" in ran.err
+    sandbox.faults.append(Fault("GET /2002", status=403))
+    assert try_to(sandbox, environment(sandbox), "demo", "-o", "2002")[0].code == 4
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_a_profile_that_cannot_be_saved_leaves_the_old_file_whole_and_no_token_b
 
 
 def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tuple[str, Any]]) -> Ran:
-    """Run on a pseudo-terminal: wait for each question, answer it (a function of the screen may). `out` is the screen."""
+    """Run on a pseudo-terminal: wait for each question, answer it (a function of the screen may, or a signal). `out` is the screen."""
     master, terminal = pty.openpty()
     own_it = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
@@ -300,7 +303,10 @@ def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tupl
             screen += block.decode(errors="replace")
             if answers and answers[0][0] in screen[seen:]:
                 seen, (_, answer) = len(screen), answers.pop(0)
-                os.write(master, (answer(screen) if callable(answer) else answer).encode())
+                if isinstance(answer, signal.Signals):
+                    process.send_signal(answer)
+                else:
+                    os.write(master, (answer(screen) if callable(answer) else answer).encode())
     for guard in guards:
         guard.cancel()
     os.close(master)
@@ -350,10 +356,13 @@ def test_a_password_that_the_server_says_back_is_not_shown(sandbox: Sandbox) -> 
     assert ran.code == 4 and "wrong: " in ran.out and "pass word" not in ran.out and "pass%20word" not in ran.out
 
 
-def test_ctrl_c_at_the_question_ends_without_a_word_of_saved_work(sandbox: Sandbox, folder: Path) -> None:
+@pytest.mark.parametrize(("end", "code"), [("\x03", 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stop_at_the_question_ends_without_a_word_of_saved_work(
+    sandbox: Sandbox, folder: Path, end: Any, code: int
+) -> None:
     for words in (["--login"], ["-d", folder]):
-        ran = on_a_terminal(*words, "-u", "demo", env=signed_out(sandbox), answers=[("E-mail: ", "\x03")])
-        assert ran.code == 130 and "saved" not in ran.out.partition("E-mail")[2] and "Traceback" not in ran.out
+        ran = on_a_terminal(*words, "-u", "demo", env=signed_out(sandbox), answers=[("E-mail: ", end)])
+        assert ran.code == code and "saved" not in ran.out.partition("E-mail")[2] and "Traceback" not in ran.out
 
 
 def test_a_run_on_a_terminal_offers_to_sign_in_and_goes_on(sandbox: Sandbox, folder: Path) -> None:
@@ -378,10 +387,11 @@ def test_oauth_asks_for_consent_and_keeps_a_token_that_later_runs_renew(sandbox:
         (lambda url: url.replace("state=", "state=x"), "not the answer to this sign-in"),
         (lambda url: url.partition("&state")[0], "not the answer to this sign-in"),
         (lambda url: url.partition("?")[0], "not the answer to this sign-in"),
+        (lambda url: re.sub("code=[^&]*", "", url), "not the answer to this sign-in"),
         (lambda url: url.replace("code=", "code=x"), "Mapillary gives no token"),
         (None, "did not allow it: user_denied"),
     ],
-    ids=["forged", "no state", "half an address", "wrong code", "denied"],
+    ids=["forged", "no state", "half an address", "no code", "wrong code", "denied"],
 )
 def test_oauth_says_what_went_wrong(sandbox: Sandbox, change: Callable[[str], str] | None, words: str) -> None:
     sandbox.deny = change is None

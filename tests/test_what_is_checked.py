@@ -402,7 +402,11 @@ def test_the_clock_is_the_one_that_sequence_maker_used_and_the_other_never_a_fal
     tour = toured({"a.jpg": made(cli_connection_method=method, **clocks)})
     assert [time[11:13] for time in times(tour)] == ([METHODS[method]] if method in METHODS else [])
     own = [*clocks][METHODS.get(method) == "12"]
-    assert "no usable capture time" in reason(made(cli_connection_method=method, **{**clocks, own: ""}))
+    found = reason(made(cli_connection_method=method, **{**clocks, own: ""}))
+    clock = {"10": "nothing as GPS time", "12": "nothing as camera time"}.get(
+        METHODS.get(method, ""), "as the clock that it used"
+    )
+    assert "no usable capture time" in found and clock in found
 
 
 # ---- zones: never guessed ----
@@ -461,7 +465,8 @@ def test_clocks_tell_the_zone_within_ten_minutes_of_a_half_hour_up_to_fourteen(
 def test_a_zone_that_contradicts_the_clocks_holds_the_sequence_back() -> None:
     photos = by_camera("11:00:00 / 10:00:00Z", "11:00:02 / 10:04:00Z")
     assert "another zone than --utc-offset" in held(toured(photos, utc_offset=120, skip_invalid=True))
-    assert held(toured(photos, utc_offset=60)) == ""
+    assert held(toured(photos, utc_offset=60)) == "" and "(+1 h)" in held(toured(photos, utc_offset=0))
+    assert "0.8 h apart" in held(toured(by_camera("11:00:00 / 10:10:01Z")))
 
 
 def test_a_sequence_in_which_only_some_photos_tell_their_zone_stays_in_order() -> None:
