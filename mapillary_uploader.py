@@ -3242,6 +3242,7 @@ class Console(Run):
 
     def __init__(self) -> None:
         super().__init__()
+        self.signalled = False
         self.working = False  # a signal sets `stop`; before, it raises KeyboardInterrupt
         self.folder = ""  # with --recursive, the one that a line is about
         self.drawn_at, self.bar, self.lock = self.clock.seconds(), False, threading.Lock()
@@ -3712,9 +3713,10 @@ def catch_signals(console: Console) -> None:
     """Make Ctrl-C and SIGTERM end the run in order; a second one ends it at once."""
 
     def stop(number: int, _: object) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-        console.stop_code = Exit(128 + number)
+        if console.signalled:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        console.signalled, console.stop_code = True, Exit(128 + number)
         if not console.working:
             raise KeyboardInterrupt
         console.stop.set()  # can't wait for itself: this thread never waits for `stop`, it only looks at it

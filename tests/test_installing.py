@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import uv
 
+import factory
+
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "mapillary_uploader.py").read_text(encoding="utf-8")
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -80,7 +82,8 @@ def test_pip_installs_the_command_and_its_packages(tree: Path, programs: Path) -
     assert metadata["version"] in output_of(command, "--version", cwd=tree.parent)
     assert f'__version__ = "{metadata["version"]}"' in SOURCE
     assert "--directory" in output_of(command, "--help", cwd=tree.parent)
-    output_of(command, "--dry-run", "-d", ROOT / "tests" / "photos", cwd=tree.parent)
+    tour = factory.write_tour(tree.parent / "tour", factory.tour(2))
+    output_of(command, "--dry-run", "-d", tour, cwd=tree.parent)
     output_of(command, "--dry-run", "-d", "no such folder", cwd=tree.parent, code=2)
 
 

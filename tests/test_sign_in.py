@@ -284,7 +284,7 @@ def test_a_profile_that_cannot_be_saved_leaves_the_old_file_whole_and_no_token_b
 
 
 def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tuple[str, Any]]) -> Ran:
-    """Run on a pseudo-terminal: wait for each question, answer it (a function of the screen may, or a signal). `out` is the screen."""
+    """Run on a pseudo-terminal; each question is answered by a text, a function of the screen, or a signal. `out`: the screen."""
     master, terminal = pty.openpty()
     own_it = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
@@ -294,21 +294,21 @@ def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tupl
         command, env=env, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
     )
     os.close(terminal)
-    guards = [threading.Timer(30, os.write, (master, b"\x03")), threading.Timer(120, process.kill)]
-    for guard in guards:  # a Ctrl-C just before the program waits is lost: a person presses it again
-        guard.start()
+    guard, status = threading.Timer(120, process.kill), Path(f"/proc/{process.pid}/stat")
+    guard.start()
     screen, seen = "", 0
     with contextlib.suppress(OSError):  # how a pseudo-terminal ends
         while block := os.read(master, 4096):
             screen += block.decode(errors="replace")
             if answers and answers[0][0] in screen[seen:]:
                 seen, (_, answer) = len(screen), answers.pop(0)
+                while status.exists() and status.read_text().rpartition(") ")[2][0] in "RD":
+                    time.sleep(0.001)  # a signal just before input() begins to wait is kept back until it ends
                 if isinstance(answer, signal.Signals):
                     process.send_signal(answer)
                 else:
                     os.write(master, (answer(screen) if callable(answer) else answer).encode())
-    for guard in guards:
-        guard.cancel()
+    guard.cancel()
     os.close(master)
     return Ran(process.wait(), screen, "")
 

@@ -289,8 +289,7 @@ def test_a_short_slot_is_rewritten_without_harm_to_anything(order: str, options:
         {"maker_note": b"M" * 100}, {"maker_note": b"M" * 100, "order": "<"},  # its offsets count from the TIFF header
         {"extra": [("exif", 0xEA1D, 9, 1, b"\0\0\0\1")]}, {"extra": [("gps", 0xD000, 2, 6, b"extra\0")]},  # unknown to piexif
         {"extra": [("exif", 0xA301, 1, 1, b"\1")]},  # of another type: piexif fails
-        {"extra": [("exif", 0x9286, 99, 5, b"\0\0\0\1")]},  # of no type
-        {"extra": [("exif", 0x9286, 7, 65_100, b"u" * 65_100)]},  # more than a segment holds
+        {"extra": [("exif", 0x9286, 99, 5, b"\0\0\0\1")]}, {"extra": [("exif", 0x9003, 2, 0, b"")]},  # of no type, of no size
         {"thumbnail": THUMBNAIL},  # piexif takes its JFIF away
     ],
 )  # fmt: skip
@@ -298,10 +297,14 @@ def test_where_rewriting_would_change_another_tag_the_photo_is_rejected(options:
     assert "no room" in reason(photo_bytes(SHORT, **options))
 
 
-def test_a_tag_out_of_bounds_is_no_matter_in_place_and_keeps_exif_from_being_rewritten() -> None:
+def test_exif_with_tags_out_of_bounds_or_that_would_be_longer_than_a_segment_is_not_rewritten() -> None:
     for text, passes in ((None, True), (SHORT, False)):
         data = photo_bytes(text, thumbnail=BARE)
         assert reason(data) == "" and (reason(with_field(data, 0x0131, 8, 60_000)) == "") is passes
+    for room in (400, 10):
+        size = 65_500 - len(factory.tiff(SHORT.encode())) - room
+        found = reason(photo_bytes(SHORT, extra=[("exif", 0x9286, 7, size, b"u" * size)]))
+        assert ("no room" in found) is bool(found) is (room == 10)
 
 
 # ---- by other programs' reading ----
@@ -395,7 +398,7 @@ def test_what_arrives_is_what_is_shown_before_and_the_photos_stay(
 
 
 def test_a_photo_that_changes_is_not_sent_on(tmp_path: Path) -> None:
-    folder = factory.write_tour(tmp_path, {"a.jpg": photo_bytes(filler=3_000_000)})
+    folder = factory.write_tour(tmp_path / "large", {"a.jpg": photo_bytes(filler=3_000_000)})
     (photo,) = mu.check_folder(folder).photos
     blocks = mu.sent_bytes(folder, photo)
     assert next(blocks) and next(blocks)
@@ -403,6 +406,11 @@ def test_a_photo_that_changes_is_not_sent_on(tmp_path: Path) -> None:
     for rest in (blocks, mu.sent_bytes(folder, photo)):
         with pytest.raises(mu.UploaderError, match="was changed after it was checked"):
             next(rest)
+    factory.write_tour(tmp_path / "short", {"b.jpg": photo_bytes(SHORT)})
+    (short,) = mu.check_folder(tmp_path / "short").photos
+    (tmp_path / "short" / "b.jpg").write_bytes(b"something else")
+    with pytest.raises(mu.UploaderError, match="was changed after it was checked"):
+        next(mu.sent_bytes(tmp_path / "short", short))
     os.unlink(folder / "a.jpg")
     with pytest.raises(mu.UploaderError, match="can't be read"):
         next(mu.sent_bytes(folder, photo))
