@@ -7,8 +7,6 @@ import ctypes
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import FINISH, MANIFEST, NO, PHOTO, kill, started, states, wait_until, when_asked
 
 import factory
 import mapillary_uploader as mu
-from sandbox import Fault, Request, Sandbox
-from support import PROGRAM, FastClock, FastRun, account, environment, resume_of, run, service_of, upload, upload_here
+from sandbox import Fault, Sandbox
+from support import FastClock, FastRun, account, environment, resume_of, run, service_of, upload, upload_here
 
 RESUME, LOCK, TEMPORARY = "mapillary_uploader.json", "mapillary_uploader.lock", ".mapillary_uploader.json.tmp"
-PHOTO, MANIFEST, FINISH = "POST /mly.*jpg", "POST /mly.*json", "POST /finish_upload"
-NO = {"error": {"message": "no", "type": "OAuthException", "code": 100}}
 NEVER = 10.0**9
 LIBC = ctypes.CDLL(None)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make other users' files")
@@ -72,13 +69,6 @@ def without_override() -> None:
     """In a new process of root: let the modes of files hold for it too."""
     for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
         LIBC.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class Later(FastRun):
@@ -339,11 +329,9 @@ def stopped(sandbox: Sandbox, folder: Path) -> None:
 def killed(sandbox: Sandbox, folder: Path) -> None:
     """A run that is killed when its manifest has arrived."""
     sandbox.faults.append(Fault(MANIFEST, processed=True, hang=60))
-    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo"]
-    process = subprocess.Popen(command, env=environment(sandbox), stderr=subprocess.DEVNULL)
-    wait_until(lambda: bool(sandbox.posts("json")))
-    process.kill()
-    process.wait()
+    with started(folder, sandbox) as process:
+        wait_until(lambda: any(upload.manifest for upload in sandbox.uploads.values()))
+        kill(process, sandbox)
 
 
 TURNED, HUGE = walk(3, changes={0: {"photo.original_heading": 1}}), {"sof_size": (14_142, 7_071)}  # 60 a sequence
@@ -405,7 +393,7 @@ def test_what_is_unconfirmed_and_archived_is_looked_up(sandbox: Sandbox, unconfi
         assert result.code == 1 and "it is not known whether" in result.err
     sandbox.live_after = 0
     assert upload(unconfirmed.parent, sandbox, "-r").code == 0
-    assert resume_of(unconfirmed)["sequences"]["walk"]["state"] == "published"
+    assert states(unconfirmed) == ["published"]
 
 
 # ---- uploaded, but not published yet ----
@@ -624,16 +612,10 @@ def at_work(folder: Path, sandbox: Sandbox) -> Iterator[Still]:
 
 
 def test_it_is_saved_before_the_first_byte_and_closed_at_the_end(sandbox: Sandbox, folder: Path) -> None:
-    seen: list[list[dict[str, Any]]] = []  # the resume files, at each POST
-
-    def note(request: Request) -> bool:
-        seen.extend([[json.loads(path.read_bytes()) for path in folder.glob("*.json")]] * (request.method == "POST"))
-        return False
-
-    sandbox.faults.append(Fault(note))
+    seen: list[dict[str, Any]] = []
+    sandbox.faults.append(when_asked(PHOTO, lambda: seen.append(resume_of(folder))))
     assert upload_here(folder, sandbox, Still()).code == 0
-    assert [(file["closed"], file["user_id"]) for file in seen[0]] == [(False, "1001")]
-    assert resume_of(folder)["closed"] is True
+    assert (seen[0]["closed"], seen[0]["user_id"], resume_of(folder)["closed"]) == (False, "1001", True)
 
 
 @pytest.mark.parametrize(
@@ -648,7 +630,7 @@ def test_what_became_of_a_publish_is_saved_at_once(
     sandbox.faults += [Fault(FINISH, **fault), Fault(PHOTO, after=3, hang=600, times=None)]
     with at_work(folder, sandbox):
         wait_until(lambda: any(request.path == "/finish_upload" and request.status for request in sandbox.requests))
-        wait_until(lambda: bool(resume_of(folder)["sequences"]["walk"]["state"] == state))
+        wait_until(lambda: states(folder)[0] == state)
 
 
 def test_it_is_saved_now_and_then_in_a_long_run(sandbox: Sandbox, folder: Path) -> None:

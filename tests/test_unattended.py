@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_the_resume_file import FINISH, LOCK, NEVER, PHOTO, Files, Later, sizes, without_override
+from faults import FINISH, PHOTO, keys_of
+from test_the_resume_file import LOCK, NEVER, Files, Later, sizes, without_override
 
 import factory
 import mapillary_uploader as mu
@@ -368,18 +368,13 @@ def test_systemd_takes_no_exit_code_for_a_success_that_needs_a_person_now() -> N
     assert {*line.split()} <= {"1", "3", "5"}
 
 
-def session_key_of(folder: Path) -> str:
-    (photo,) = mu.check_folder(folder).photos
-    return f"mly_tools_{hashlib.md5(b''.join(mu.sent_bytes(folder, photo))).hexdigest()}.jpg"
-
-
 @pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
 def test_the_recipe_for_many_boxes_publishes_everything_once(sandbox: Sandbox, tmp_path: Path) -> None:
     """Two processes over a tree of tours: one is busy, one has a rejected photo, one is refused at first."""
     (recipe,) = re.findall(r"^```bash\n((?:(?!```).)*--joblog.*?)^```$", README, re.M | re.S)
     tours = tree(tmp_path / "tours", "busy", "rejected", "refused", "it's a tour", "x/$HOME", *"abc")
     (tours / "rejected" / "bad.jpg").touch()
-    sandbox.faults.append(Fault(f"POST /{session_key_of(tours / 'refused')}", status=400))
+    sandbox.faults.append(Fault(keys_of(tours / "refused").popitem()[1], status=400))
     setup, first, second = re.split(r"(?m)^(?=tours\b(?!\())", recipe)
     box = {".venv/bin/python mapillary_uploader.py": f"{sys.executable} {PROGRAM}", "-u NAME": "-u demo"}
     box |= {"/srv/uploader": str(tmp_path), "/srv/tours": str(tours), ":,box2,box3": ":"}

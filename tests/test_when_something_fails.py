@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -502,25 +503,13 @@ def test_a_photo_that_changed_before_its_sequence_was_published_is_sent_as_it_is
     assert sandbox.published[3].session_key == key
 
 
-class BadDisk:
+class BadDisk(io.BufferedReader):
     """An open file that can't be read beyond its first megabyte."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def __enter__(self) -> BadDisk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def read(self, size: int = -1) -> bytes:
-        if self.stream.tell() > 1_000_000:
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() > 1_000_000:
             raise OSError(errno.EIO, "Input/output error")
-        return bytes(self.stream.read(size))
+        return super().read(size)
 
 
 def test_a_photo_that_a_bad_disk_cannot_give_stops_no_other(
@@ -531,8 +520,8 @@ def test_a_photo_that_a_bad_disk_cannot_give_stops_no_other(
     tour, victim, opened = mu.check_folder(folder), (folder / "X2.jpg").stat(), os.fdopen
 
     def fdopen(handle: int, *arguments: Any) -> Any:
-        stream = opened(handle, *arguments)
-        return BadDisk(stream) if os.path.samestat(os.fstat(handle), victim) else stream
+        bad = os.path.samestat(os.fstat(handle), victim)
+        return BadDisk(io.FileIO(handle)) if bad else opened(handle, *arguments)
 
     monkeypatch.setattr(os, "fdopen", fdopen)
     result = mu.publish(tour, account(sandbox), service_of(sandbox), FastRun())
