@@ -411,10 +411,11 @@ def test_a_server_that_reads_slowly_is_not_cut_off(
         connect(end, address)
 
     monkeypatch.setattr(socket.socket, "connect", connected)
-    monkeypatch.setattr(mu, "CONNECT_SECONDS", 2)  # what each piece may take: 1 MiB would take four seconds
-    monkeypatch.setattr(mu, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(mu, "CONNECT_SECONDS", 2)  # what each piece may take: 1 MiB would take five seconds
+    monkeypatch.setattr(mu, "ANSWER_SECONDS", 3)  # what the answer may take then: the photo takes six seconds
+    monkeypatch.setattr(mu, "SLOWEST_BYTES_A_SECOND", 10**9)
     folder = factory.write_tour(tmp_path / "slow", factory.tour(1, filler=1_200_000))
-    sandbox.faults.append(Fault(PHOTO, read_rate=250_000))
+    sandbox.faults.append(Fault(PHOTO, read_rate=200_000))
     assert upload_here(folder, sandbox, watched := Watched()).code == 0
     assert watched.waits == [] and len(sandbox.posts("jpg")) == 1
 
