@@ -2058,6 +2058,9 @@ class Client:
                 handle = self._send(key, offset, body(offset), size)
                 self._limited_since = math.inf
                 return handle, sent
+            except TokenRefused:
+                self.end()  # no other thread may begin a call
+                raise
             except Passing as error:
                 first = error.status == 412 and not ask
                 foreign |= first
