@@ -1998,7 +1998,7 @@ class Client:
     def __init__(self, service: Service, token: str, run: Run, settings: Settings) -> None:
         self.service, self.token, self.run, self.retries = service, token, run, settings.retries
         self.clock, self.secrets = run.clock, [token]  # what no message may show
-        self.ended = threading.Event()  # no call begins, no byte goes out any more
+        self.ended, self.ended_at = threading.Event(), math.inf  # no call begins, no byte goes out any more
         self.senders = ThreadPoolExecutor(settings.workers)  # each keeps its connection
         self.others = ThreadPoolExecutor(10)
         self.lines: list[Line] = []
@@ -2026,15 +2026,15 @@ class Client:
 
     def end(self) -> None:
         """Let no call begin any more, and cut those that hang; a publish is given a moment."""
-        for line in [*self.lines]:
-            line.ends_at = min(line.ends_at, time.monotonic() + line.grace)
+        self.ended_at = min(self.ended_at, time.monotonic())
         self.ended.set()
 
     def _watch(self) -> None:
         """Cut each call that is over its time: the time limits of sockets are only between two bytes."""
         while not self._left.wait(TICK):
-            for line in [line for line in self.lines if line.busy and line.ends_at < time.monotonic()]:
-                line.cut()
+            for line in [line for line in self.lines if line.busy]:
+                if min(line.ends_at, self.ended_at + line.grace) < time.monotonic():
+                    line.cut()
 
     def upload(self, key: str, size: int, body: Callable[[int], Iterator[bytes]], known: bool) -> tuple[str, bool]:
         """Send an upload session, whose bytes from an offset on are `body`; its file handle, and whether any were sent.

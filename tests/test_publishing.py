@@ -37,11 +37,12 @@ from faults import (
     states,
     wait_until,
     was_asked,
+    when_asked,
 )
 
 import factory
 import mapillary_uploader as mu
-from sandbox import Fault, Sandbox, graph_error, upload_error
+from sandbox import Fault, Request, Sandbox, graph_error, upload_error
 from support import account, resume_of, service_of, upload, upload_here
 
 NEVER = 10.0**9  # seconds until a photo appears
@@ -256,32 +257,54 @@ def test_publishes_that_never_get_through_end_with_the_patience_and_go_on_later(
 # ---- the order of things ----
 
 
-def test_the_intent_stands_in_the_resume_file_before_the_call_is_made(sandbox: Sandbox, folder: Path) -> None:
-    found: list[Json] = []
+def test_what_is_about_to_happen_stands_in_the_resume_file_before_it_does(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.faults.append(Fault(MANIFEST, status=401))
+    assert upload_here(folder, sandbox).code == 4 and resume_of(folder)["closed"] is True
+    found: list[Json] = []  # what the file says as the manifest and the publish arrive
 
-    def look(request: object) -> bool:
-        found.append(resume_of(folder))
-        return True
+    def look(request: Request) -> bool:
+        if request.path.endswith(("json", "finish_upload")) and request.method == "POST":
+            found.append(resume_of(folder))
+        return False
 
-    sandbox.faults.append(Fault(lambda request: request.path == "/finish_upload" and look(request)))
+    sandbox.faults.append(Fault(look))
     assert upload_here(folder, sandbox).code == 0
-    (sequence,) = found[0]["sequences"].values()
-    assert sequence["state"] == "publishing" and sequence["publish_tried_at"] and found[0]["closed"] is False
+    first, publishing = found
+    assert first["closed"] is publishing["closed"] is False and resume_of(folder)["closed"] is True
+    (sequence,) = publishing["sequences"].values()
+    assert sequence["state"] == "publishing" and sequence["publish_tried_at"]
     assert sequence["manifest_handle"] == sandbox.finish_calls[0]
     assert all(photo["file_handle"] for photo in sequence["photos"].values()) and len(sequence["photos"]) == 8
 
 
-def test_a_publish_waits_for_no_upload_and_no_upload_for_a_publish(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_publish_waits_for_no_upload(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = factory.write_tour(tmp_path / "two", factory.tour(1, names="A{}.jpg", latitude=52) | factory.tour(3))
+    later = "|".join(key for name, key in keys_of(folder).items() if name != "A1.jpg")
+    sandbox.faults.append(Held(f"POST.*({later})", until=lambda: was_asked(sandbox, FINISH), times=None))
+    assert upload_here(folder, sandbox, workers=2).code == 0
+    assert_published_once(sandbox, 4)
+
+
+def test_no_photo_waits_for_a_publish_but_for_a_manifest(sandbox: Sandbox, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     for number in range(4):
         factory.write_tour(folder, factory.tour(1, names=f"{number}_{{}}.jpg", latitude=50 + number))
-    sandbox.faults += [
-        Held(PHOTO, after=3, until=lambda: was_asked(sandbox, FINISH)),
-        Held(FINISH, until=lambda: was_asked(sandbox, PHOTO, 4), times=None),
-    ]
-    assert upload_here(folder, sandbox, workers=1).code == 0 and len(sandbox.clusters) == 4
-    assert [post.path[-3:] for post in sandbox.posts()] == ["jpg", "son"] * 4  # a manifest goes before other photos
+    sandbox.faults.append(Held(FINISH, until=lambda: was_asked(sandbox, PHOTO, 4), times=None))
+    assert upload_here(folder, sandbox, workers=1).code == 0
+    assert [post.path[-3:] for post in sandbox.posts()] == ["jpg", "son"] * 4
     assert_published_once(sandbox, 4)
+
+
+def test_a_stopped_run_gives_a_publish_a_moment_to_answer(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.live_after, folder = NEVER, tmp_path / "tour"
+    for number in range(3):  # a machine that stands still for seconds has more than one chance
+        factory.write_tour(folder, factory.tour(1, names=f"{number}_{{}}.jpg", latitude=40 + number))
+        stopped = Watched()
+        sandbox.faults = [when_asked(FINISH, stopped.stop.set), Fault(FINISH, delay=0.4, times=None)]
+        assert upload_here(folder, sandbox, stopped).code == 130
+        if "published" in states(folder):
+            return
+    pytest.fail("it was not awaited")
 
 
 def test_a_sequence_is_published_although_another_is_unconfirmed_or_fails(sandbox: Sandbox, folder: Path) -> None:

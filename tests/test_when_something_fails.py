@@ -376,8 +376,7 @@ TROUBLE: dict[str, Json] = {
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLE)
-@pytest.mark.parametrize("match", [PHOTO, FINISH, IMAGES, ME])
+@pytest.mark.parametrize(("match", "trouble"), [*itertools.product((PHOTO, FINISH, IMAGES), TROUBLE), (ME, "hangs")])
 def test_a_call_ends_within_its_time_limit_all_in_all(
     sandbox: Sandbox, one: Path, monkeypatch: pytest.MonkeyPatch, match: str, trouble: str
 ) -> None:
@@ -572,17 +571,19 @@ STUCK: dict[str, Json] = {  # where a run hangs or waits for long
 }
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("where", STUCK)
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.mark.parametrize(("where", "number"), [*zip(STUCK, itertools.cycle(SIGNALS)), (FINISH, signal.SIGTERM)])
 def test_a_signal_ends_a_run_in_order_wherever_it_hangs(
-    sandbox: Sandbox, folder: Path, where: str, number: signal.Signals, code: int
+    sandbox: Sandbox, folder: Path, where: str, number: signal.Signals
 ) -> None:
     sandbox.faults.append(Fault(times=None, **STUCK[where]))
     with started(folder, sandbox, "--json", "--retries", "0") as process:
         wait_until(lambda: was_asked(sandbox, STUCK[where]["match"]))
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, json.loads(out)["exit_code"]) == (code, code) and "Traceback" not in err
+    assert process.returncode == json.loads(out)["exit_code"] == SIGNALS[number] and "Traceback" not in err
     left: dict[str, list[list[str]]] = {ME: [[]], IMAGES: [[]], FINISH: [["publishing"], ["unconfirmed"]]}
     assert states(folder) in left.get(where, [["uploading"]])
     sandbox.clear_faults()
@@ -640,7 +641,7 @@ def test_killed_at_random_moments_until_done_each_photo_is_published_once(
     sandbox.bandwidth = 2_000_000
     finished: dict[str, int] = {}  # session key -> how many requests there had been when the file had its handle
     while code != 0 and kills < 60:
-        until, again = len(sandbox.requests) + chance.randint(4, 15), []
+        until, again = len(sandbox.requests) + chance.randint(4, 10), []
         if (folder / "mapillary_uploader.json").exists():
             known = resume_of(folder)["sequences"]
             again = [f"--republish={uuid}" for uuid in known if known[uuid]["state"] in ("publishing", "unconfirmed")]
@@ -651,7 +652,7 @@ def test_killed_at_random_moments_until_done_each_photo_is_published_once(
             time.sleep(chance.uniform(0, 0.02))
             kill(process, sandbox)
         kills, code = kills + 1, process.returncode
-    assert code == 0 and kills >= 3 and len(sandbox.clusters) == 2
+    assert code == 0 and len(sandbox.clusters) == 2
     assert_published_once(sandbox, 8)
     for path in {post.path for post in sandbox.posts("jpg")}:  # after its first request a photo's offset is asked for
         methods = [request.method for request in sandbox.requests if request.path == path]
