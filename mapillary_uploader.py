@@ -1176,6 +1176,7 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
     files, tour.skipped = list_folder(folder)
     tour.resume = load_resume(folder)
     records = list(tour.resume.sequences.values()) if tour.resume else []
+    published = tour.resume.published() if tour.resume else []
     if not files and not tour.resume:
         hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
         raise UsageError(f"no photo in {shown(folder)}", hint)
@@ -1185,7 +1186,7 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
         run.check()
         tour.photos.append(examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file)))
         run.progress(Progress("check", done, len(files)))
-    recognise(tour, [photo for s in records if s.settled for photo in s.photos], {s.uuid for s in again})
+    recognise(tour, published, {s.uuid for s in again})
     find_copies(tour.photos, {photo.file for s in records for photo in s.photos})
     missing = find_missing(tour.photos, (photo.photo_id for s in records for photo in s.photos))
     find_young(tour, COPYING_SECONDS if settings.min_age is None and missing else settings.min_age or 0)
@@ -1272,9 +1273,7 @@ def recognise(tour: Tour, published: Collection[Photo], again: Collection[str]) 
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
     known, gone = {entry.photo_id for entry in published}, {e.shot for e in published if e not in holders}
     for photo in [photo for photo in tour.photos if not photo.uuid]:
-        if (
-            photo.photo_id and photo.photo_id in known
-        ):  # if it is a copy of the one that is here, it will be found to be
+        if photo.photo_id and photo.photo_id in known:  # a copy of the one that is here is told by find_copies
             photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)
         if photo.shot in gone and not photo.problems:
             photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
@@ -1299,7 +1298,7 @@ def settle(photo: Photo, entry: Photo, again: Collection[str] = ()) -> None:
     photo.uuid = entry.uuid
     if entry.uuid not in again:
         photo.state, photo.image_id, photo.slot = entry.state, entry.image_id, None
-        photo.problems = photo.warnings = photo.connections = ()
+        photo.problems = photo.doubts = photo.warnings = photo.connections = ()
 
 
 def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
@@ -1312,7 +1311,7 @@ def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
         twin = next((seen[mark] for mark in marks if mark in seen), None)
         other = seen.get((photo.photo_id,))
         if twin and not photo.uuid:
-            photo.state, photo.warnings = "copy", (COPY._replace(detail=f"of {shown(twin.file)}"),)
+            photo.state, photo.warnings, photo.doubts = "copy", (COPY._replace(detail=f"of {shown(twin.file)}"),), ()
         elif other and photo.photo_id and not (photo.uuid or other.uuid):
             names = TWO_VERSIONS_HERE._replace(detail=f"{shown(other.file)}, {shown(photo.file)}")
             photo.doubts += (names,)
@@ -1380,8 +1379,7 @@ def compare_folders(tours: list[Tour]) -> None:
     """Let no photo be sent from two folders: a copy counts where it stands first, of two versions none is sent."""
     elsewhere: dict[str, list[tuple[Photo, int]]] = {}
     for number, tour in enumerate(tours):
-        settled = [s for s in tour.resume.sequences.values() if s.settled] if tour.resume else []
-        published = [photo for s in settled for photo in s.photos]
+        published = tour.resume.published() if tour.resume else []
         for photo in published + [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
             for mark in filter(None, (photo.photo_id, photo.shot and photo.shot + photo.picture)):
                 elsewhere.setdefault(mark, []).append((photo, number))
@@ -1401,7 +1399,8 @@ def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
         settle(photo, other)
         photo.warnings = (Problem("published from another folder", detail=folder),)
     elif first:
-        photo.state, photo.warnings = "copy", (COPY._replace(detail=f"of {shown(other.file)} in {folder}"),)
+        photo.state, photo.doubts = "copy", ()
+        photo.warnings = (COPY._replace(detail=f"of {shown(other.file)} in {folder}"),)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1728,7 +1727,7 @@ class Resume:
         """Write atomically; raise UploaderError where it fails."""
         path = resume_path(self.folder)
         try:
-            write_atomically(path, path.with_name(TEMPORARY_NAME), self.text())
+            write_atomically(path, path.with_name(TEMPORARY_NAME), [self.text()])
             self.changed = False
         except OSError as error:
             hint = "The old one is still there; make room and run again, what was uploaded is not sent anew"
@@ -1764,16 +1763,16 @@ def record_to(record: object, keys: Iterable[str]) -> dict[str, Any]:
     return values | {key: iso(values[key]) for key in TIMES if values.get(key) is not None}
 
 
-def write_atomically(path: Path, temporary: Path, data: bytes, mode: int = 0o666) -> None:
+def write_atomically(path: Path, temporary: Path, blocks: Iterable[bytes], mode: int = 0o666) -> None:
     """Temporary file, fsync, replace, fsync of the folder: a power cut leaves the old file or the new one, whole."""
     try:
         temporary.unlink(missing_ok=True)  # another user's, perhaps
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
+            stream.writelines(blocks)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, UploaderError):
         with contextlib.suppress(OSError):
             temporary.unlink()  # it may hold a token
         raise
@@ -1913,7 +1912,12 @@ def host_of(name: str, url: str) -> str:
 
 def check_endpoint(name: str, url: str) -> str:
     """The address without a slash at its end; raise UsageError where the token would go out in the clear."""
-    loopback = re.fullmatch(r"localhost|127(\.[0-9]+){3}|::1", host_of(name, url))
+    from ipaddress import ip_address
+
+    host = host_of(name, url)
+    loopback = host == "localhost"
+    with contextlib.suppress(ValueError):  # a name
+        loopback |= ip_address(host).is_loopback
     if "@" in url or (url.startswith("http:") and not loopback):
         hint = "It takes https:// and a host's name; plain http is for this machine only"
         raise UsageError(f"{name} can't be used: {shown(url.rpartition('@')[2])}", hint)
@@ -2261,10 +2265,8 @@ def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str
     graph = data["error"] if isinstance(data.get("error"), dict) else {}
     info = data["debug_info"] if isinstance(data.get("debug_info"), dict) else {}
     text = f"{name}: HTTP {status}{message and ', ' + message}"
-    facts: dict[str, Any] = {
-        "status": status,
-        "without_effect": bool(graph) and 400 <= status < 500 and status not in UNCLEAR,
-    }
+    without_effect = bool(graph) and 400 <= status < 500 and status not in UNCLEAR
+    facts: dict[str, Any] = {"status": status, "without_effect": without_effect}
     asked = retry_after(answer)
     if status == 429 or graph.get("code") in REQUEST_LIMITS or info.get("type") == "RequestRateLimitedError":
         backoff = finite(data.get("backoff"))
@@ -2915,7 +2917,7 @@ def save_profile(profile: Profile, path: Path) -> None:
                 config.set(profile.name, key, value)
         config.write(text)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), text.getvalue().encode(), 0o600)
+        write_atomically(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), [text.getvalue().encode()], 0o600)
     except (OSError, ValueError) as error:
         hint = "Set MAPILLARY_ACCESS_TOKEN instead"
         raise SignInError(f"the profile can't be saved to {shown(path)}: {shown(error)}", hint) from error
@@ -3499,17 +3501,23 @@ def write_output(tour: Tour, output: Path) -> str:
     """Write the photos as they are sent; how many, in words. A file of other content there is not overwritten."""
     photos = [photo for s in tour.planned if not s.problems for photo in s.photos]
     for photo in photos:
-        target, data = place(output, photo.file), b"".join(sent_bytes(tour.folder, photo))
+        target, blocks = place(output, photo.file), sent_bytes(tour.folder, photo)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):
-                write_atomically(target, target.with_name(f".{target.name[:200]}.tmp"), data)
-            elif not target.is_file() or target.read_bytes() != data:
+                write_atomically(target, target.with_name(f".{target.name[:200]}.tmp"), blocks)
+            elif not target.is_file() or not holds(target, blocks):
                 raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
         except OSError as error:
             hint = "Choose another --output"
             raise UsageError(f"{shown(target)} can't be written: {error.strerror}", hint) from error
     return f"{count_of(photos, 'photo')} written to {shown(output)}" + ": none is to be sent" * (not photos)
+
+
+def holds(path: Path, blocks: Iterable[bytes]) -> bool:
+    """Whether a file holds these bytes and no others."""
+    with open(path, "rb") as stream:
+        return all(stream.read(len(block)) == block for block in blocks) and not stream.read(1)
 
 
 def write_map(path: Path, tours: list[Tour]) -> None:

@@ -225,6 +225,7 @@ def test_a_copy_is_named_and_not_sent(sandbox: Sandbox, tmp_path: Path, more: Fi
     for _ in range(2):
         result = upload_here(folder, sandbox)
         assert result.code == 0 and [photo.file for photo in result.photos if photo.state == "copy"] == copies
+        assert [photo.document()["problems"] for photo in result.photos if photo.state == "copy"] == [[]] * len(copies)
         assert said(result.document()).count("a copy; it isn't sent") == len(copies)
         assert names(sandbox) == sorted({*THREE, *more} - {*copies})
 
