@@ -126,7 +126,12 @@ def test_what_is_no_jpeg_is_rejected_with_the_reason_and_what_to_do() -> None:
         (headed(segment(0xE2, b"", 59_999)), "ends inside its header"),
     ]:  # fmt: skip
         assert expected in reason(data) and all(problem.fix for problem in checked(data).problems), expected
-    assert reason(headed(full * 255)) == ""
+    rest = 16 * 1024 * 1024 - headed(full * 255).index(b"\xff\xda")  # up to the limit
+    for more, expected in ((0, ""), (1, "over 16 MB before the pixels")):
+        at_limit = headed(full * 255, segment(0xE2, b"?" * (rest - 4 + more)))
+        assert expected in reason(at_limit) and (reason(at_limit) == "") is (not expected)
+    assert f"unknown encoding: {'x' * 62})" in reason(photo_bytes(xmp=b'<?xml version="1.0" encoding="%s"?><a/>' % (b"x" * 99)))
+
 
 
 def test_a_hundred_megapixels_and_fifty_megabytes_pass_and_no_more_without_a_word_from_pillow(tmp_path: Path) -> None:
@@ -338,6 +343,8 @@ def test_a_position_is_two_finite_numbers_in_range_and_not_both_zero() -> None:
     for number, (latitude, longitude) in enumerate(good + bad):
         found = reason(made(original_latitude=latitude, original_longitude=longitude))
         assert ("no usable position" in found) is bool(found) is (number >= len(good)), (latitude, longitude)
+    for photo in (checked(made(original_latitude=91)), checked(b"no JPEG")):
+        assert (photo.latitude, photo.longitude) == (0, 0)  # nobody takes it for a place
 
 
 def test_a_sequence_id_is_letters_digits_hyphens_and_underscores() -> None:
@@ -493,14 +500,14 @@ def walk(*stops: tuple[float, float], sequence: str = "s") -> dict[str, bytes]:
 
 def test_over_400_kmh_more_than_a_kilometre_is_held_back_and_less_warned_of() -> None:
     for metres, seconds, verdict in [
-        (110, 1, "fine"), (113, 1, "warned"), (995, 1, "warned"), (1_005, 1, "held"),  # 396, 407, 3,582, 3,618 km/h
+        (110, 1, "fine"), (113, 1, "warned"), (999.8, 1, "warned"), (1_000.2, 1, "held"),  # 396, 407, 3,599, 3,601 km/h
         (995, 0, "warned"), (110, 0, "fine"), (110, 0.2, "fine"), (1_005, 0.2, "held"),  # counted as 1 s at least
         (1_105, 10, "fine"), (1_120, 10, "held"), (995, 8, "warned"), (557_000, 2, "held"), (557_000, 5_100, "fine"),
     ]:  # fmt: skip
         tour = toured(walk((0, 0), (metres, seconds)))
         found = ("400 km/h" in held(tour), "fast leg" in str(warned(tour)), tour.code)
         assert found == (verdict == "held", verdict == "warned", 3 if verdict == "held" else 0), (metres, seconds)
-        assert verdict == "fine" or f"{metres:,} m from s0.jpg to s1.jpg" in held(tour) + str(warned(tour))
+        assert verdict == "fine" or f"{metres:,.0f} m from s0.jpg to s1.jpg" in held(tour) + str(warned(tour))
         assert "more)" not in held(tour)
 
 
