@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,8 +131,9 @@ def test_what_is_no_jpeg_is_rejected_with_the_reason_and_what_to_do() -> None:
     for more, expected in ((0, ""), (1, "over 16 MB before the pixels")):
         at_limit = headed(full * 255, segment(0xE2, b"?" * (rest - 4 + more)))
         assert expected in reason(at_limit) and (reason(at_limit) == "") is (not expected)
-    assert f"unknown encoding: {'x' * 62})" in reason(photo_bytes(xmp=b'<?xml version="1.0" encoding="%s"?><a/>' % (b"x" * 99)))
-
+    assert f"unknown encoding: {'x' * 62})" in reason(
+        photo_bytes(xmp=b'<?xml version="1.0" encoding="%s"?><a/>' % (b"x" * 99))
+    )
 
 
 def test_a_hundred_megapixels_and_fifty_megabytes_pass_and_no_more_without_a_word_from_pillow(tmp_path: Path) -> None:
@@ -435,6 +437,14 @@ def test_a_cameras_zone_is_written_or_exifs_or_given_or_its_distance_from_gps_ti
         assert held(tour) == "" and times(tour) == [f"2021_07_29_{sent}_00_000"], (written, exif, option)
 
 
+def test_a_zone_that_lies_partly_outside_exif_counts_for_nothing() -> None:
+    text = factory.description_text(by_camera("11:00:00 / 10:00:00Z")["s0.jpg"])
+    for zone, sent in ((b"+02:00\0", "09_00"), (b"+02:00", "10_00"), (b"+02", "10_00")):
+        block = struct.pack(">4sIHHHIIHHIII", b"MM\0*", 8, 2, 0x010E, 2, len(text), 56, 0x8769, 4, 1, 38, 0)
+        block += struct.pack(">HHHIII", 1, 0x9011, 2, 7, 56 + len(text), 0) + text + zone
+        assert times(toured({"a.jpg": photo_bytes(exif=block)})) == [f"2021_07_29_{sent}_00_000"], zone
+
+
 def test_clocks_tell_the_zone_within_ten_minutes_of_a_half_hour_up_to_fourteen() -> None:
     for gps, sent in {
         "10:00:00Z": "29_10_00", "10:10:00Z": "29_10_00", "09:50:00Z": "29_10_00", "05:30:00Z": "29_05_30", "16:00:00Z": "29_16_00",
@@ -597,6 +607,7 @@ def test_a_sequence_is_cut_at_1000_photos_and_6_gigapixels(size: factory.Size, l
     assert [(len(part.photos), part.state) for part in leap.sequences] == [(limit, "held"), (1, "held")]
 
 
+@example([100_000_000] * 121)
 @given(st.lists(st.integers(1, 100_000_000), min_size=1, max_size=200))
 def test_no_photo_is_lost_or_repeated_and_no_part_is_cut_early(pixels: list[int]) -> None:
     photos = [mu.Photo(str(index), pixels=count) for index, count in enumerate(pixels)]

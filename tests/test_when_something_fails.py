@@ -213,7 +213,30 @@ def test_each_photo_that_gets_through_begins_the_15_minutes_anew(sandbox: Sandbo
     assert upload_here(folder, sandbox, watched, workers=1, patience=0).code == 0 and len(watched.waits) == 120
 
 
+def test_a_look_up_that_gets_through_begins_the_15_minutes_anew(sandbox: Sandbox, tmp_path: Path) -> None:
+    photos = factory.tour(1) | factory.tour(1, sequence_id="s", names="s{}.jpg", start="2021:07:30 09:00:00Z")
+    folder, watched = factory.write_tour(tmp_path / "two", photos), Watched()
+    sandbox.faults += [Fault(IMAGES, status=429, times=60), Fault(IMAGES, after=1, status=429, times=60)]
+    assert upload_here(folder, sandbox, watched, patience=0).code == 0 and len(watched.waits) == 120
+    assert watched.told("warning") == []
+
+
 # ---- refused for good ----
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"error": {"message": "m" * 400}}, "m" * 300), ({"error": {"error_user_msg": "A", "message": "B"}}, "A"),
+        ({"error": {"message": "<i>B</i>"}, "debug_info": {"message": "C"}}, "<i>B</i>"),
+        ({"error": {}, "debug_info": {"message": "C"}}, "C"), ({"error": "x"}, '{"error": "x"}'),
+        (b"<html><p class=a>Bad\n gate</p>way", "Bad gate way"), (b"t" * 200, "t" * 100), (b"\x1b[31mred", "\\x1b[31mred"),
+    ],
+)  # fmt: skip
+def test_what_the_server_says_of_a_failure_is_told_in_short(sandbox: Sandbox, one: Path, body: Any, told: str) -> None:
+    sandbox.faults.append(Fault(PHOTO, status=400, body=body))
+    (photo,) = upload_here(one, sandbox).photos
+    assert photo.failure.endswith(f": HTTP 400, {told}")
 
 
 def test_a_final_refusal_costs_one_request_and_stops_no_other_photo(sandbox: Sandbox, folder: Path) -> None:
