@@ -60,7 +60,7 @@ from datetime import datetime, timedelta, timezone
 from enum import IntEnum
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 try:
     import click
@@ -165,7 +165,7 @@ class Rejection(UploaderError):
     code = Exit.REJECTED
 
     def __init__(self, problem: Problem, detail: object = "") -> None:
-        self.problem = problem._replace(detail=str(detail)[:80]) if detail else problem
+        self.problem = problem._replace(detail=str(detail)[:80])
         super().__init__(str(self.problem))
 
 
@@ -1681,7 +1681,7 @@ SEQUENCE_KEYS: dict[str, Any] = {
     "published_at": str | None, "shown_before": list,
 }  # fmt: skip
 RESUME_KEYS = {"service": str, "username": str, "user_id": str, "organization_id": str | None, "closed": bool}
-to_json = partial(json.dumps, ensure_ascii=False)  # letters stay letters
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # letters stay letters
 NEW_KEYS: dict[str, Any] = {"shot": "", "picture": "", "shown_before": []}  # which files of version 1.0 lack
 
 
@@ -2210,7 +2210,7 @@ class Client:
         try:
             answer = line.session.request(method, url, timeout=limits, allow_redirects=False, **rest)
         except (requests.RequestException, OSError, ValueError) as error:  # ValueError: an address that can't be read
-            raise_broken(name, error)
+            raise broken(name, error) from error
         finally:
             line.busy = False
         message = server_message(answer, self.secrets)
@@ -2219,8 +2219,8 @@ class Client:
         return judge_answer(name, answer, message)
 
 
-def raise_broken(name: str, error: Exception) -> NoReturn:
-    """Raise what a failed call means: without effect where the connection didn't come about, else nobody knows."""
+def broken(name: str, error: Exception) -> Passing:
+    """What a failed call means: it had no effect where the connection didn't come about, else nobody knows."""
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
@@ -2228,8 +2228,8 @@ def raise_broken(name: str, error: Exception) -> NoReturn:
     text, words = type(reason or error).__name__, str(error)
     never_left = any(sign in words for sign in ("CERTIFICATE_VERIFY_FAILED", "Tunnel connection failed"))
     if isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or never_left:
-        raise Passing(f"{name}: no connection ({text})", without_effect=True) from error
-    raise Passing(f"{name}: the connection was lost ({text})") from error
+        return Passing(f"{name}: no connection ({text})", without_effect=True)
+    return Passing(f"{name}: the connection was lost ({text})")
 
 
 def json_of(answer: requests.Response) -> dict[str, Any]:
@@ -2413,7 +2413,7 @@ class Uploading:
         waited, patience = 0.0, 60 * self.settings.patience
         while True:
             self.round(1 if waited else max(2, self.settings.workers))
-            if not (self.failed or self.todo or self.ready or self.to_publish):
+            if not self.failed:
                 return
             if self.got_through:
                 waited = 0.0

@@ -352,8 +352,9 @@ def test_a_camera_is_the_same_however_it_is_spelt(sandbox: Sandbox, archive: Pat
 
 def test_images_that_lack_time_place_or_id_are_passed_over(sandbox: Sandbox, archive: Path) -> None:
     odd: list[Any] = [image("1", T, geometry=place) for place in (None, {}, {"coordinates": [1]}, {"coordinates": "x"})]
+    high = image("A", T, geometry={"type": "Point", "coordinates": [0.0, 51.0, 99.9]})  # GeoJSON may name a height too
     odd += [image("2", T, captured_at=ms) for ms in (None, "x", True)] + [image("", T), image("3", T, id=None)]
-    sandbox.faults.append(Fault("GET /images", body={"data": [*odd, None, "nonsense", 7, [], image("A", T)]}))
+    sandbox.faults.append(Fault("GET /images", body={"data": [*odd, None, "nonsense", 7, [], high]}))
     assert matched(archive, sandbox, {"a": entry(T)}, []) == {"a": "A"}
 
 

@@ -283,6 +283,8 @@ def test_with_skip_invalid_no_other_failure_is_taken_for_a_refusal(sandbox: Sand
     if "offset" in name:
         (why,) = [photo.failure for photo in result.photos if photo.state == "failed"]
         assert "1,000,000,000 bytes of it, more than" in why
+    if "manifest" in name:
+        assert "the manifest of sequence" in str(result.errors[-1]) and "HTTP 400" in str(result.errors[-1])
     sandbox.clear_faults()
     assert upload_here(folder, sandbox, skip_invalid=True).code == 0
     assert_published_once(sandbox, 8)
