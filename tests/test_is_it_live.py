@@ -301,6 +301,14 @@ def test_a_search_that_stays_too_much_is_an_error_and_a_4xx_is_one_at_once(sandb
         assert {*asked(sandbox, "limit", before)} == limits
 
 
+def test_what_is_held_back_is_not_asked_for(sandbox: Sandbox, tmp_path: Path) -> None:
+    leap = {1: {"photo.original_latitude": 55.0}}
+    photos = factory.tour(2, sequence_id="leap", changes=leap, names="l{}.jpg", start="2021:07:30 09:00:00Z")
+    folder = factory.write_tour(tmp_path / "tour", factory.tour(2) | photos)
+    assert upload_here(folder, sandbox, skip_invalid=True).code == 3 and len(sandbox.published) == 2
+    assert len(asked(sandbox, "limit")) == 1
+
+
 @no_answer
 def test_check_takes_nothing_else_for_an_answer(sandbox: Sandbox, archive: Path, body: Any) -> None:
     remember(archive, s=published({"a": entry(T)}), t=unconfirmed({"b": entry(T + 9000)}))

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from geojson_pydantic import FeatureCollection
 import factory
 import mapillary_uploader as mu
 from browser import CHROMIUM, Browser
+from sandbox import Sandbox
+from support import upload_here
 
 HOSTILE = ["<script>alert(1)<.jpg", "\"'>]]>&amp;<!--%s.jpg", "\udcff\udcfe.jpg", "\u202e\n.jpg"]
 PLACES = [(51.5, -0.15), (-16.8, 180.0), (89.99999, 40.0), (-89.99999, 0.0)]
@@ -84,6 +87,11 @@ def test_dots_stand_at_their_places(tmp_path: Path, browser: Browser, walk: str,
     browser.open(page_of(tmp_path, tour), width)
     bar = "document.querySelector('[data-metres]')"
     scale = browser.value(f"{bar}.getBBox().width * {bar}.getScreenCTM().a / {bar}.dataset.metres")
+    label, metres = (
+        browser.value(f"document.querySelector('svg {at}")
+        for at in ("text').textContent", "[data-metres]').dataset.metres")
+    )
+    assert label == f"{metres} m, north up".replace("000 m", " km")
     stand = list(dots(browser).values())
     for (x, y), (east, north) in zip(stand, offsets):
         middle = stand[count // 2]
@@ -151,6 +159,14 @@ def test_gaps_and_cuts_into_parts_are_told() -> None:
     assert page.count('class="leg a gap to the next photo its') == 2
     assert "<summary>2 × a gap to the next photo</summary>00099.jpg, 00199.jpg<" in page
     assert "<summary>300 × its sequence was cut into parts<" in page
+    for seconds, metres, gaps in ((59, 0, 0), (61, 0, 1), (2, 45, 0), (2, 48, 1)):  # over a minute, or over 50 m
+        tour = made(9)
+        for photo in tour.photos[5:]:
+            photo.captured_at, photo.latitude = (
+                photo.captured_at + 1000 * (seconds - 2),
+                photo.latitude + metres / 111_195,
+            )
+        assert mu.map_html([tour]).count('class="leg a gap') == gaps, (seconds, metres)
 
 
 def test_a_photo_alone_several_at_one_spot_and_links_to_what_is_live(tmp_path: Path, browser: Browser) -> None:
@@ -203,6 +219,15 @@ def test_geojson_is_valid_and_holds_longitude_before_latitude(tmp_path: Path) ->
     facts = {"file": "GS0001_calculated.jpg", "time": "2021-07-29T09:16:54.000Z", "heading": 75, "kind": "photo"}
     assert (facts | {"state": "ready", "folder": str(tour.folder)}).items() <= first.properties.items()
     assert flat.geometry is None and "no EXIF" in flat.properties["problems"][0]
+
+
+def test_what_is_published_is_drawn_once_and_its_copy_left_out(sandbox: Sandbox, tmp_path: Path) -> None:
+    photos = factory.tour(3)
+    folder = factory.write_tour(tmp_path / "tour", photos | {"copy.jpg": photos["GS0001_calculated.jpg"]})
+    for result in (upload_here(folder, sandbox), mu.check_folder(folder)):
+        facts = [feature["properties"] for feature in mu.map_geojson([result])["features"]]
+        assert Counter(fact["kind"] for fact in facts) == {"sequence": 1, "photo": 3, "left out": 1}
+        assert facts[-1]["file"] == "copy.jpg"
 
 
 def test_a_line_is_cut_at_the_antimeridian() -> None:

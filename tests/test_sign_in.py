@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -283,7 +283,9 @@ def test_a_profile_that_cannot_be_saved_leaves_the_old_file_whole_and_no_token_b
 # ---- on a terminal ----
 
 
-def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tuple[str, Any]]) -> Ran:
+def on_a_terminal(
+    *words: str | Path, env: Mapping[str, str], answers: list[tuple[str, Any]], stdout: IO[str] | None = None
+) -> Ran:
     """Run on a pseudo-terminal; each question is answered by a text, a function of the screen, or a signal. `out`: the screen."""
     master, terminal = pty.openpty()
     own_it = (
@@ -291,7 +293,7 @@ def on_a_terminal(*words: str | Path, env: Mapping[str, str], answers: list[tupl
     )
     command = [sys.executable, "-c", own_it, sys.executable, str(PROGRAM), *map(str, words)]
     process = subprocess.Popen(
-        command, env=env, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+        command, env=env, stdin=terminal, stdout=stdout or terminal, stderr=terminal, start_new_session=True
     )
     os.close(terminal)
     guard, status = threading.Timer(120, process.kill), Path(f"/proc/{process.pid}/stat")
@@ -371,12 +373,20 @@ def test_a_run_on_a_terminal_offers_to_sign_in_and_goes_on(sandbox: Sandbox, fol
     assert ran.code == 0 and len(sandbox.published) == 8 and saved(env).exists()
 
 
+def test_what_is_asked_on_a_terminal_keeps_out_of_what_a_program_reads(sandbox: Sandbox, tmp_path: Path) -> None:
+    oauth = signed_out(sandbox, **APPLICATION, **CALLBACK)
+    for env, answers in ((signed_out(sandbox), [MAIL, PASSWORD]), (oauth, pasted())):
+        with open(tmp_path / "stdout", "w+", encoding="utf-8") as stdout:
+            ran = on_a_terminal("--login", "-u", "demo", env=env, answers=answers, stdout=stdout)
+            assert ran.code == 0 and stdout.read() == "" and "signed in as demo" in ran.out
+
+
 def test_oauth_asks_for_consent_and_keeps_a_token_that_later_runs_renew(sandbox: Sandbox) -> None:
     env = signed_out(sandbox, **APPLICATION, **CALLBACK)
     ran = on_a_terminal("--login", "-u", "demo", env=env, answers=pasted())
     kept = saved(env).read_text()
     assert ran.code == 0 and "MAPTokenExpires" in kept and re.search(r"user_upload_token = MLY\|4242\|\w+", kept)
-    assert "sandbox-secret" not in ran.out + kept
+    assert "sandbox-secret" not in ran.out + kept and f"signed in as demo; saved in {saved(env)}" in ran.out
     ran, token = try_to(sandbox, env)
     assert ran.code == 1 and token not in kept and token in saved(env).read_text()
 
