@@ -3552,6 +3552,9 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
     code = worst(tour.code for tour in tours)
     sequences = [sequence for tour in tours for sequence in tour.sequences]
     held = [s.uuid for s in sequences if any(p._replace(detail="") in UNLESS_REPUBLISHED for p in s.problems)]
+    asked = [(tour, s) for tour in tours for s in tour.sequences if s.uuid in options.settings.republish]
+    untried = [s.uuid for t, s in asked if s.state != "published" and (s.publish_tried_at or 0) < t.checked_at]
+    ids = [word for uuid in (untried if code == Exit.UNFINISHED else held) for word in ("--republish", uuid)]
     left = any(photo.state in ("ready", "uploaded", "failed") for tour in tours for photo in tour.photos)
     sent = any(isinstance(tour, Result) and tour.sent for tour in tours)
     waiting = any(s.settled and s.live < len(s.photos) for s in sequences)
@@ -3571,13 +3574,12 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
         elif left and options.dry_run:
             yield f"Nothing was sent. To upload the others: {again(options, account)}"
         if held:
-            ids = [word for uuid in held for word in ("--republish", uuid)]
             yield f"If it isn't on Mapillary yet: {again(options, [*ids, *account])}"
     elif options.dry_run and code == Exit.DONE:
         upload = f"Every photo passes; nothing was sent. To upload: {again(options, account)}"
         yield upload if left else "Nothing to upload."
     elif code == Exit.UNFINISHED and not options.dry_run:
-        yield f"Not finished. To go on: {again(options)}"
+        yield f"Not finished. To go on: {again(options, ids)}"
     elif code == Exit.DONE and waiting:
         when = "Done. In some hours to days, see" if sent else "To see"
         yield f"{when} whether it is live: {again(options, ['--check'], ['--output'])}"

@@ -177,6 +177,19 @@ def test_each_end_has_its_next_step(sandbox: Sandbox, folder: Path, end: str) ->
         assert after.code == 0 and "--republish" not in steps(after)[0]
 
 
+@pytest.mark.parametrize(("fault", "kept"), [("POST /mly.*jpg", True), ("POST /finish_upload", False)])
+def test_the_next_step_republishes_only_what_this_run_has_not_tried_to(
+    sandbox: Sandbox, folder: Path, fault: str, kept: bool
+) -> None:
+    arrange("held", sandbox, folder)
+    again = shlex.split(steps(upload(folder, sandbox))[0])[2:]
+    sandbox.faults.append(Fault(fault, status=500, times=None))
+    result = run(*again, "--patience", "0", env=environment(sandbox))
+    assert result.code == 1 and ("--republish" in steps(result)[0]) is kept
+    sandbox.clear_faults()
+    assert bash(steps(result)[0], sandbox, folder).code == (not kept) and len(sandbox.clusters) == kept
+
+
 # ---- At most a screen, and only what is true ----
 
 BAD = dict.fromkeys((f"{number}.jpg" for number in range(500)), b"no photo")
