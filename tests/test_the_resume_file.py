@@ -301,6 +301,14 @@ def test_a_manifest_that_another_run_has_sent_leaves_the_sequence_unconfirmed(sa
     assert upload_here(folder, sandbox).code == 1 and len(sandbox.clusters) == 1
 
 
+def test_what_was_begun_elsewhere_and_is_finished_here_counts_as_sent_here(sandbox: Sandbox, tmp_path: Path) -> None:
+    elsewhere, folder = (factory.write_tour(tmp_path / name, walk(1)) for name in ("elsewhere", "tour"))
+    sandbox.faults.append(Fault(PHOTO, drop_after=300, times=None))
+    assert upload_here(elsewhere, sandbox, patience=0, retries=0).code == 1
+    sandbox.faults[:] = [Fault(PHOTO, after=1, lost=True)]  # the answer to the rest, which has arrived
+    assert upload_here(folder, sandbox).code == 0 and len(sandbox.clusters) == 1
+
+
 Attempt = Callable[[Sandbox, Path], None]
 
 
