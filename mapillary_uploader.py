@@ -3367,7 +3367,7 @@ def summary_of(tour: Tour, ending: Iterable[str] = ()) -> str:
     """What a person likes to read at the end: counts, sequences, reasons, what was written; a screen at most."""
     counts = f"{shown(tour.folder)}: {states_of([tour])}"
     lines = [f"  {sequence_line(sequence, tour)}" for sequence in tour.sequences]
-    lines = lines[:10] + [f"  … {len(lines) - 10:,} more sequences (--json lists all)"] * (len(lines) > 10)
+    lines[10:] = [f"  … {count_of(lines[10:], 'more sequence')} (--json lists all)"] * (len(lines) > 10)
     for title, problem, names in findings(tour):
         lines += [f"  {title}, {len(names):,} × {problem}", f"    {first_of(names, 10)}"]
     folders = [shown(name) for name in tour.skipped if name.endswith("/")]
@@ -3627,7 +3627,7 @@ def summaries(options: Options, results: list[Tour]) -> list[str]:
     if not options.recursive:
         return [summary_of(tour, ending) for tour in results if tour.photos or tour.sequences]
     lines = [summary_of(tour) for tour in changed[:50]]
-    lines += [f"… {len(changed) - 50:,} more folders (--json lists all)"] * (len(changed) > 50)
+    lines += [f"… {count_of(changed[50:], 'more folder')} (--json lists all)"] * (len(changed) > 50)
     if rest := [tour for tour in results if is_unchanged(tour)]:
         lines.append(f"{count_of(rest, 'folder')} unchanged")
     lines += [f"{count_of(results, 'folder')}, {states_of(results)}"] * bool(results)

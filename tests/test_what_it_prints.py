@@ -213,6 +213,10 @@ def test_500_photos_are_told_in_45_lines(
 def test_a_long_summary_ends_with_the_counts(sandbox: Sandbox, tmp_path: Path) -> None:
     for number in range(60):
         factory.write_tour(tmp_path / "t", factory.tour(1, latitude=40 + number / 10, names=f"{number}.jpg"))
+        if number in (9, 10):
+            lines = upload(tmp_path / "t", sandbox, "--dry-run").out.splitlines()
+            assert sum(line.startswith("  sequence ") for line in lines) == 10
+            assert ("  … 1 more sequence (--json lists all)" in lines) is (number == 10)
     lines = upload(spoil(tmp_path / "t"), sandbox, "--dry-run").out.splitlines()
     assert len(lines) <= 20 and lines[0] == lines[-1] == f"{tmp_path / 't'}: 61 photos: 60 to upload, 1 rejected"
     assert "  … 50 more sequences (--json lists all)" in lines
