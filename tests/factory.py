@@ -421,15 +421,6 @@ def _from_record(record: object) -> dict[str, Any]:
     return options | {name: text for name, text in camera.items() if isinstance(text, str) and text.isprintable()}
 
 
-class Stop(NamedTuple):
-    """Where and when one photo of a tour was taken; the time by the clock that the tour's method uses."""
-
-    position: Position
-    altitude: float
-    heading: float
-    time: datetime
-
-
 def tour(
     count: int,
     *,
@@ -479,20 +470,26 @@ def tour_json(
     zone_h hours ahead of the GPS's. Photo ids follow from the sequence's, which follows from start and place if not given.
     """
     key = sequence_id or identifier("tour", start, latitude, longitude)
-    stops: list[Stop] = []
-    position, moment = (latitude, longitude), parse_time(start)
-    for index in range(len(filenames)):
-        heading, time = (course + turn * index) % 360, moment + timedelta(seconds=step_s * index)
-        stops.append(Stop(position, round(altitude + 0.5 * index, 3), round(heading, 2), time))
-        position = moved(position, heading, spacing)
-    legs = [_leg(here, there) for here, there in zip(stops, stops[1:])]
-    records = []
-    for index, (stop, filename) in enumerate(zip(stops, filenames)):
+    ahead, position, records = timedelta(hours=zone_h), (latitude, longitude), []
+    moment = parse_time(start) + {"timegps": ahead, "filename": ahead, "timecapture": timedelta(0)}[method]
+    for index, filename in enumerate(filenames):
+        captured, heading = moment + timedelta(seconds=step_s * index), (course + turn * index) % 360
         record = sequence_maker_json({"sequence.id": key, "photo.id": identifier(key, index)})
-        record["photo"] |= _photo_figures(stop, method, zone_h)
-        record["photo"]["original_filename"] = f"/srv/pano/walk/{filename.replace('_calculated', '')}"
-        record["photo"]["connections"] = _connections(index, key, legs)
+        record["photo"] |= {
+            "original_GPSDateTime": format_time(captured - ahead) + "Z",
+            "original_originalDateTime": format_time(captured),
+            "cli_connection_method": method,
+            "original_filename": f"/srv/pano/walk/{filename.replace('_calculated', '')}",
+            "original_altitude": round(altitude + 0.5 * index, 3),
+            "original_latitude": position[0],
+            "original_longitude": position[1],
+            "original_heading": round(heading, 2) or "",  # a true 0 becomes "", as by Sequence Maker
+        }
         records.append(record)
+        position = moved(position, heading, spacing)
+    legs = [_leg(here["photo"], there["photo"], float(step_s)) for here, there in zip(records, records[1:])]
+    for index, record in enumerate(records):
+        record["photo"]["connections"] = _connections(index, key, legs)
     return records
 
 
@@ -503,12 +500,13 @@ def moved(start: Position, heading: float, metres: float) -> Position:
     return round(start[0] + north, 10), round((start[1] + east + 540) % 360 - 180, 10)
 
 
-def _leg(here: Stop, there: Stop) -> Json:
+def _leg(here: Json, there: Json, seconds: float) -> Json:
     """The connection to the next photo. Sequence Maker's arithmetic is kept: 0 metres give NaN, 0 seconds a speed of 0."""
-    north = there.position[0] - here.position[0]
-    east = ((there.position[1] - here.position[1] + 540) % 360 - 180) * math.cos(math.radians(here.position[0]))
-    metres, seconds = math.hypot(north, east) * DEGREE_M, (there.time - here.time).total_seconds()
-    up = there.altitude - here.altitude
+    north, east, up = (
+        there[f"original_{name}"] - here[f"original_{name}"] for name in ("latitude", "longitude", "altitude")
+    )
+    east = ((east + 540) % 360 - 180) * math.cos(math.radians(here["original_latitude"]))
+    metres = math.hypot(north, east) * DEGREE_M
     leg: Json = {"distance_mtrs": metres, "elevation_mtrs": up}
     leg["heading_deg"] = math.degrees(math.atan2(east, north)) % 360 if metres else 0.0
     leg["pitch_deg"] = up / metres if metres else math.nan
@@ -527,20 +525,6 @@ def _connections(index: int, key: str, legs: Sequence[Json]) -> Json:
         back["adj_heading_deg"] = abs(onward["heading_deg"] - back["heading_deg"])
         found[identifier(key, index - 1)] = back | {"speed_kmh": leg["speed_kmh"]}
     return found
-
-
-def _photo_figures(stop: Stop, method: Method, zone_h: float) -> Json:
-    """The two clocks, position and heading of a stop."""
-    captured = stop.time + timedelta(hours={"timegps": zone_h, "filename": zone_h, "timecapture": 0}[method])
-    return {
-        "original_GPSDateTime": format_time(captured - timedelta(hours=zone_h)) + "Z",
-        "original_originalDateTime": format_time(captured),
-        "cli_connection_method": method,
-        "original_altitude": stop.altitude,
-        "original_latitude": stop.position[0],
-        "original_longitude": stop.position[1],
-        "original_heading": stop.heading or "",  # a true 0 becomes "", as by Sequence Maker
-    }
 
 
 def parse_time(text: str) -> datetime:
@@ -628,11 +612,11 @@ def slot_of(data: bytes, tag: int = IMAGE_DESCRIPTION) -> Slot:
     return {number: slot for number, _, slot in _slots(data)}[tag]
 
 
-def texts_of(data: bytes) -> dict[int, bytes]:
-    """The text tags of IFD0 up to their first NUL; none if they can't be read."""
+def texts_of(data: bytes) -> dict[int, str]:
+    """The text tags of IFD0, up to their first NUL; none if they can't be read."""
     with contextlib.suppress(ValueError, LookupError, struct.error):
         found = [(tag, data[at : at + size]) for tag, kind, (_, at, size) in _slots(data) if kind == ASCII]
-        return {tag: value.split(b"\0")[0] for tag, value in found}
+        return {tag: text.split(b"\0")[0].decode("utf-8", "replace") for tag, text in found}
     return {}
 
 

@@ -188,11 +188,9 @@ class Upload:
         """Reads what publishing needs to know, and gives the handle; always the same for an account and key."""
         if self.handle is None:
             head = bytes(self.data[:HEAD_KEPT])
-            tags, self.manifest = exif_texts(head), parsed_object(head)
-            self.description = parsed_object(tags.get(0x010E, b"")) or {}
-            self.camera = {
-                name: tags[tag].decode() for name, tag in (("make", 0x010F), ("model", 0x0110)) if tag in tags
-            }
+            tags, self.manifest = factory.texts_of(head), parsed_object(head)
+            self.description = parsed_object(tags.get(0x010E, "")) or {}
+            self.camera = {"make": tags.get(0x010F), "model": tags.get(0x0110)}
             self.data = self.data if keep else bytearray()
             self.handle = "h:" + hashlib.sha256(f"{self.owner.id}/{self.key}".encode()).hexdigest()[:40]
         return self.handle
@@ -840,19 +838,11 @@ def picked(node: JSON, fields: str) -> JSON:
     return {name: value for name, value in node.items() if name == "id" or name in fields.split(",")}
 
 
-def parsed_object(data: bytes) -> JSON | None:
+def parsed_object(text: bytes | str) -> JSON | None:
     """A JSON object, or None if it is something else."""
     with contextlib.suppress(ValueError):
-        value = json.loads(data) if data[:1] == b"{" else None
-        return value if isinstance(value, dict) else None
+        return value if isinstance(value := json.loads(text), dict) else None
     return None
-
-
-def exif_texts(photo: bytes) -> dict[int, bytes]:
-    """The text tags of a JPEG's main EXIF directory by number; {} if it can't be read."""
-    with contextlib.suppress(ValueError, LookupError, struct.error):
-        return factory.texts_of(photo)
-    return {}
 
 
 def picture_of(photo: bytes | bytearray) -> str:
