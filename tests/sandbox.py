@@ -475,7 +475,8 @@ class Sandbox:
 
     def environment(self) -> dict[str, str]:
         """The variables that make an uploader use this sandbox as the first account."""
-        return {
+        trusted = {"REQUESTS_CA_BUNDLE": str(self.certificate)} if self.certificate else {}
+        return trusted | {
             "MAPILLARY_GRAPH_API_ENDPOINT": f"{self.url}/graph",
             "MAPILLARY_UPLOAD_ENDPOINT": f"{self.url}/upload",
             "MAPILLARY_ACCESS_TOKEN": self.accounts[0].token,
