@@ -117,23 +117,12 @@ def json_bytes(record: object) -> bytes:
 
 
 def tiff(
-    description: bytes | None = None,
-    *,
-    order: Order = ">",
-    orientation: int | None = 1,
-    offset_time_original: str | None = None,
-    sub_sec_time_original: str | None = None,
-    make: str | None = "Sample",
-    model: str | None = "Panorama 1",
-    position: Position = (51.5294417, -0.1538283),
-    taken: str | None = "2021:07:29 11:16:54",
-    gps_time: str | None = "2021:07:29 09:16:54Z",
-    size: Size = (64, 32),
-    thumbnail: bytes | None = None,
-    maker_note: bytes | None = None,
-    extra: Sequence[tuple[str, int, int, int, bytes]] = (),
-    description_at: Literal["first", "last"] = "first",
-) -> bytes:
+    description: bytes | None = None, *, order: Order = ">", description_at: Literal["first", "last"] = "first",
+    orientation: int | None = 1, make: str | None = "Sample", model: str | None = "Panorama 1", size: Size = (64, 32),
+    position: Position = (51.5294417, -0.1538283), gps_time: str | None = "2021:07:29 09:16:54Z",
+    taken: str | None = "2021:07:29 11:16:54", offset_time_original: str | None = None, sub_sec_time_original: str | None = None,
+    thumbnail: bytes | None = None, maker_note: bytes | None = None, extra: Sequence[tuple[str, int, int, int, bytes]] = (),
+) -> bytes:  # fmt: skip
     """The TIFF block of an EXIF segment, without `Exif\\0\\0`. What is None is left out.
 
     description is the value of ImageDescription, without its NUL. description_at "first" puts it first of all values, as
@@ -226,12 +215,9 @@ def _ifd(order: Order, tags: dict[int, Value], start: int, following: int) -> by
 
 @lru_cache(maxsize=256)
 def xmp(
-    projection: str | None = "equirectangular",
-    form: Literal["attribute", "element"] = "element",
-    cropped: tuple[int, int, int, int] | None = None,
-    *,
-    size: Size = (64, 32),
-) -> bytes:
+    projection: str | None = "equirectangular", form: Literal["attribute", "element"] = "element",
+    cropped: tuple[int, int, int, int] | None = None, *, size: Size = (64, 32),
+) -> bytes:  # fmt: skip
     """An XMP packet with Google's panorama properties, without the segment's header.
 
     projection None leaves the property out; cropped is (left, top, width, height) of the part that `size` shows of a sphere
@@ -278,22 +264,11 @@ def exif_segments(block: bytes | None) -> bytes:
 
 
 def jpeg(
-    *,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-    exif2: bytes | None = None,
-    layout: Sequence[str | bytes] = ("exif", "xmp"),
-    size: Size = (64, 32),
-    sof_size: Size | None = None,
-    kind: str = "baseline",
-    image: bytes | None = None,
-    fill: int = 3,
-    picture: str = "",
-    filler: int = 16,
-    second_image: bytes | None = None,
-    trailer: bytes = b"",
-    pad_to: int = 0,
-) -> bytes:
+    *, exif: bytes | None = None, xmp: bytes | None = None, exif2: bytes | None = None,
+    layout: Sequence[str | bytes] = ("exif", "xmp"), fill: int = 3, size: Size = (64, 32), sof_size: Size | None = None,
+    kind: str = "baseline", image: bytes | None = None, picture: str = "", filler: int = 16,
+    second_image: bytes | None = None, trailer: bytes = b"", pad_to: int = 0,
+) -> bytes:  # fmt: skip
     """A JPEG file.
 
     layout is the order of the head's segments: "jfif", "exif", "xmp", "exif2" (a second EXIF segment), "fill" (FF fill bytes
@@ -398,9 +373,9 @@ def _chosen(settings: Json, function: Callable[..., object]) -> Json:
 
 
 def _description_text(record: object) -> bytes | None:
-    if record is REMOVED or isinstance(record, bytes):
-        return record if isinstance(record, bytes) else None
-    return record.encode("utf-8", "surrogatepass") if isinstance(record, str) else json_bytes(record)
+    if isinstance(record, str):
+        return record.encode("utf-8", "surrogatepass")
+    return None if record is REMOVED else record if isinstance(record, bytes) else json_bytes(record)
 
 
 def _from_record(record: object) -> dict[str, Any]:
@@ -422,15 +397,9 @@ def _from_record(record: object) -> dict[str, Any]:
 
 
 def tour(
-    count: int,
-    *,
-    names: str | Sequence[str] = "GS{:04d}_calculated.jpg",
-    first: int = 1,
-    picture: str | None = None,
-    every: Changes | None = None,
-    changes: Mapping[int, Changes] | None = None,
-    **options: Any,
-) -> dict[str, bytes]:
+    count: int, *, names: str | Sequence[str] = "GS{:04d}_calculated.jpg", first: int = 1, picture: str | None = None,
+    every: Changes | None = None, changes: Mapping[int, Changes] | None = None, **options: Any,
+) -> dict[str, bytes]:  # fmt: skip
     """The photos of a tour as Sequence Maker leaves them, by name.
 
     names is a format of the number (from `first`) or a list. picture names what was seen (see above). `every` changes each
@@ -449,20 +418,10 @@ def tour(
 
 
 def tour_json(
-    filenames: Sequence[str],
-    *,
-    start: str,
-    latitude: float,
-    longitude: float,
-    sequence_id: str | None = None,
-    step_s: float = 2,
-    method: Method = "timegps",
-    zone_h: float = 2,
-    altitude: float = 40.0,
-    course: float = 75.0,
-    turn: float = 3.0,
-    spacing: float = 5.0,
-) -> list[Json]:
+    filenames: Sequence[str], *, start: str, latitude: float, longitude: float, sequence_id: str | None = None,
+    step_s: float = 2, method: Method = "timegps", zone_h: float = 2,
+    altitude: float = 40.0, course: float = 75.0, turn: float = 3.0, spacing: float = 5.0,
+) -> list[Json]:  # fmt: skip
     """What Sequence Maker writes into the photos of a tour, in order.
 
     The walk begins at latitude, longitude in direction `course` and turns by `turn` degrees a photo; `spacing` metres,
@@ -529,14 +488,12 @@ def _connections(index: int, key: str, legs: Sequence[Json]) -> Json:
 
 def parse_time(text: str) -> datetime:
     """A time as Sequence Maker writes it, `2021:07:29 09:16:54Z` (Z or none, fraction or none), as a naive datetime."""
-    plain = text.rstrip("Z")
-    return datetime.strptime(plain, "%Y:%m:%d %H:%M:%S.%f" if "." in plain else "%Y:%m:%d %H:%M:%S")
+    return datetime.fromisoformat(text.rstrip("Z").replace(":", "-", 2))
 
 
 def format_time(time: datetime) -> str:
     """The time as Sequence Maker writes it, without zone; milliseconds only where there are any."""
-    text = f"{time:%Y:%m:%d %H:%M:%S}"
-    return text + (f".{time.microsecond // 1000:03d}" if time.microsecond else "")
+    return time.isoformat(" ", "milliseconds" if time.microsecond else "seconds").replace("-", ":")
 
 
 def write_tour(folder: Path, photos: Mapping[str, bytes]) -> Path:
