@@ -207,13 +207,10 @@ class Trial:
         self.of_module, self.of_all = sha([ROOT / MODULE]), sha([ROOT / MODULE, *files])
         self.of_helpers = sha([ROOT / MODULE, *files.difference(tests)])
         self.seconds: dict[str, float] = {}
-        self.special: dict[str, int] = {}  # how much a test reaches: the less, the more special
-        self.reached: dict[int, list[str]] = defaultdict(list)  # the tests, by line
+        self.reached: dict[str, list[int]] = {}  # the lines of statements, by test
         for measured in self.both(self.measure, tests):
-            for test, (self.seconds[test], lines) in measured.items():
-                self.special[test] = len(lines)
-                for line in lines:
-                    self.reached[line].append(test)
+            self.seconds |= {test: seconds for test, (seconds, _) in measured.items()}
+            self.reached |= {test: lines for test, (_, lines) in measured.items()}
 
     def both(self, step: Callable[[Path, Any], tuple[Any, str]], things: list[Any]) -> Iterator[Any]:
         """What a step finds out of each thing, two at once; it is told too."""
@@ -230,12 +227,11 @@ class Trial:
                 print(f"{number}/{len(things)} {text}", flush=True)
                 yield value
 
-    def keep(self, of: str, what: str, value: Any) -> Any:
+    def keep(self, of: str, what: str, value: Any) -> None:
         """Remember a finding, and of which files it holds."""
         self.known[of, what] = value
         with open(self.file, "a") as stream:
             stream.write(json.dumps([of, what, value]) + "\n")
-        return value
 
     def pytest(self, tree: Path, source: str, words: list[str], patience: float) -> tuple[int, dict[str, Any]]:
         """Run tests of a module; the exit code, and of each test its outcome and how long it took."""
@@ -283,9 +279,9 @@ class Trial:
 
     def order(self, mutant: Mutant) -> list[str]:
         """The tests that reach a mutant, quick and special ones first."""
-        tests = {test for line in mutant.reach for test in self.reached[line]}
-        tests = {test for test in tests if mutant.chapter == MAP or MAP_TESTS not in test}
-        return sorted(tests, key=lambda test: ((self.seconds[test] + 0.1) * self.special[test], test))
+        tests = [test for test, lines in self.reached.items() if not mutant.reach.isdisjoint(lines)]
+        tests = [test for test in tests if mutant.chapter == MAP or MAP_TESTS not in test]
+        return sorted(tests, key=lambda test: (self.seconds[test] + 0.1) * len(self.reached[test]))
 
     def judge(self, tree: Path, mutant: Mutant) -> tuple[str, str]:
         """Which test notices a mutant, "" where none does."""

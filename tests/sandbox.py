@@ -331,24 +331,12 @@ class Call:
     def _blocks(self) -> Iterator[bytes]:
         """The body, at the speed that is allowed, and up to where the fault strikes."""
         stream, headers = self.line.rfile, self.request.headers
+        limit = math.inf if self.fault.drop_after is None else self.fault.drop_after
+        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=BLOCK)
         chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         left = 0 if chunked else int(headers.get("content-length", "0"))
         while left or chunked and (left := int(stream.readline(99).split(b";")[0], 16)):
-            for block in self._portions(left):
-                left -= len(block)
-                yield block
-            if chunked:
-                stream.readline(99)
-        if chunked:
-            stream.readline(99)
-        self.complete = True
-
-    def _portions(self, left: int) -> Iterator[bytes]:
-        """So many bytes, as they come."""
-        limit = math.inf if self.fault.drop_after is None else self.fault.drop_after
-        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=BLOCK)
-        while left:
-            block = self.line.rfile.read1(int(min(left, portion, limit - self.request.body_size)))
+            block = stream.read1(int(min(left, portion, limit - self.request.body_size)))
             if not block:
                 raise Dropped("closed by the client")
             for throttle, rate in self._limits:
@@ -358,6 +346,11 @@ class Call:
             yield block
             if self.request.body_size == limit:
                 raise Reset
+            if chunked and not left:
+                stream.readline(99)
+        if chunked:
+            stream.readline(99)
+        self.complete = True
 
     def form(self) -> JSON:
         """The fields of a JSON body."""
@@ -450,19 +443,16 @@ class Sandbox:
     def reset(self) -> dict[str, int]:
         """Forgets what clients have done, and tells how much was published. Settings and faults stay."""
         with self._lock:
-            photos = len(self.published)
-            for memory in (self.requests, self.clusters, self.finish_calls, self.corrupt):
-                memory.clear()
-            for known in (self._uploads, self._codes, self._issued):
-                known.clear()
-        return {"photos": photos}
+            counts = {"photos": len(self.published)}
+            for name in ("_uploads", "_codes", "_issued", "requests", "clusters", "finish_calls", "corrupt"):
+                getattr(self, name).clear()
+        return counts
 
     def forget_uploads(self, match: str = "") -> None:
         """Lets uploads and handles expire whose key matches, now; what is published stays."""
         with self._lock:
-            for account, key in list(self._uploads):
-                if re.search(match, key):
-                    del self._uploads[account, key]
+            for account, key in [name for name in self._uploads if re.search(match, name[1])]:
+                del self._uploads[account, key]
 
     def clear_faults(self) -> None:
         self.faults.clear()
@@ -507,7 +497,7 @@ class Sandbox:
 
     def posts(self, ending: str = "") -> list[Request]:
         """The POSTs to the upload service, whatever became of them: all, or those to keys with that ending."""
-        posts = [request for request in list(self.requests) if request.service + request.method == "uploadPOST"]
+        posts = [r for r in list(self.requests) if (r.service, r.method) == ("upload", "POST")]
         return [request for request in posts if request.path.endswith(ending)]
 
     @property
@@ -543,9 +533,8 @@ class Sandbox:
             request.ended = min(request.ended, time.monotonic())
         if not call.complete:
             call.discard(PATIENCE)
-        line.close_connection |= (
-            not call.complete or answer.headers.get("Connection") == "close" or self._closing.is_set()
-        )
+        ends = not call.complete or answer.headers.get("Connection") == "close"
+        line.close_connection |= ends or self._closing.is_set()
         if self.idle is not None and not select.select([line.connection], [], [], self.idle)[0]:
             line.wfile.write(UNASKED)
             line.close_connection = True
@@ -778,7 +767,7 @@ class Sandbox:
         images: list[JSON] = []
         for cluster in self.clusters:
             who: JSON = {"creator": {"id": cluster.user_id, "username": cluster.username}}
-            who |= {"organization_id": cluster.organization_id} if cluster.organization_id else {}
+            who["organization_id"] = cluster.organization_id
             for photo in cluster.photos:
                 if photo.published_at + self.live_after <= time.time() and photo.session_key not in self.hidden:
                     known = {"id": photo.image_id, "sequence": photo.sequence_id}
@@ -793,13 +782,9 @@ class Sandbox:
 
 def image_of(description: JSON, **known: object) -> JSON:
     """A photo as GET /images knows it, where what is None is absent; `known` is what its description doesn't tell."""
-    image: JSON = {
-        "captured_at": epoch_ms(description),
-        "compass_angle": (description.get("MAPCompassHeading") or {}).get("TrueHeading"),
-        "make": description.get("MAPDeviceMake", description.get("make")),
-        "model": description.get("MAPDeviceModel", description.get("model")),
-        "is_pano": True,
-    }
+    image: JSON = {"captured_at": epoch_ms(description), "is_pano": True}
+    image["compass_angle"] = (description.get("MAPCompassHeading") or {}).get("TrueHeading")
+    image |= {name: description.get(f"MAPDevice{name.title()}", description.get(name)) for name in ("make", "model")}
     if "MAPLatitude" in description and "MAPLongitude" in description:
         longitude, latitude = description["MAPLongitude"], description["MAPLatitude"]
         image["geometry"] = {"type": "Point", "coordinates": [longitude, latitude]}
@@ -821,17 +806,15 @@ def matches(image: JSON, query: dict[str, str]) -> bool:
 
 
 def query_ms(text: str) -> float:
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() * 1000
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000
 
 
 def epoch_ms(description: JSON) -> int | None:
     """MAPCaptureTime in ms since 1970, if it is there and right."""
-    try:
-        moment = datetime.strptime(str(description.get("MAPCaptureTime")), "%Y_%m_%d_%H_%M_%S_%f")
-    except ValueError:
-        return None
-    return round(moment.replace(tzinfo=timezone.utc).timestamp() * 1000)
+    with contextlib.suppress(ValueError):
+        moment = datetime.strptime(f"{description.get('MAPCaptureTime')}Z", "%Y_%m_%d_%H_%M_%S_%f%z")
+        return round(moment.timestamp() * 1000)
+    return None
 
 
 def picked(node: JSON, fields: str) -> JSON:
