@@ -272,8 +272,9 @@ class Trial:
                 lines[test].add(int(line))
             passed = {test: (time, sorted(lines[test])) for test, (how, time) in outcomes.items() if how == "passed"}
             self.keep(of, file.name, passed)
-            failed = [test for test, (how, _) in outcomes.items() if how not in ("passed", "skipped")]
-            print(*(f"not counted, for it fails as it is: {test}" for test in failed), sep="\n")
+            for test, (how, _) in outcomes.items():
+                if how not in ("passed", "skipped"):
+                    print(f"not counted, for it fails as it is: {test}")
         tests = self.known[of, file.name]
         return tests, f"{file.name}: {len(tests)} tests, {sum(seconds for seconds, _ in tests.values()):.0f} s"
 

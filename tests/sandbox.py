@@ -490,7 +490,8 @@ class Sandbox:
         twice = []
         for photo in self.published:
             marks: set[object] = {(photo.name, photo.description.get("MAPCaptureTime"))}
-            marks |= {picture_of(photo.data)} if photo.data else set()
+            if data := bytes(photo.data):  # tagging, renaming and copying don't change what begins at the first scan
+                marks.add(data[next(part.offset for part in factory.segments(data) if part.marker == 0xDA) :])
             twice += [photo.name] if marks & seen else []
             seen |= marks
         return twice
@@ -640,9 +641,8 @@ class Sandbox:
         require(query.get("client_id") == self.client_id, "Unknown client_id")
         require(query.get("response_type") == "code" and query.get("redirect_uri"), "Invalid request")
         code, address = secrets.token_hex(16), query["redirect_uri"]
+        self._codes[code] = address
         result = {"error": "user_denied"} if self.deny else {"code": code}
-        if not self.deny:
-            self._codes[code] = address
         result |= {"state": query["state"]} if "state" in query else {}
         return Answer(b"", 302, {"Location": f"{address}{'&' if '?' in address else '?'}{urlencode(result)}"})
 
@@ -827,12 +827,6 @@ def parsed_object(text: bytes | str) -> JSON | None:
     with contextlib.suppress(ValueError):
         return value if isinstance(value := json.loads(text), dict) else None
     return None
-
-
-def picture_of(photo: bytes | bytearray) -> str:
-    """The MD5 of all from a JPEG's first scan on: tagging, renaming and copying don't change it."""
-    scan = next(part for part in factory.segments(bytes(photo)) if part.marker == 0xDA)
-    return hashlib.md5(photo[scan.offset :]).hexdigest()
 
 
 # ---- command line ----
