@@ -280,6 +280,7 @@ def jpeg(
     zeros up to pad_to bytes.
     """
     frame, scans = _frame_and_scans(image or encoded(size, kind))
+    drawn, claimed = (struct.pack(">BHH", 8, high, wide) for wide, high in (size, sof_size or size))  # 8 bits a sample
     parts = {
         "jfif": segment(0xE0, JFIF),
         "exif": exif_segments(exif),
@@ -287,7 +288,7 @@ def jpeg(
         "xmp": b"" if xmp is None else segment(0xE1, XMP_HEADER + xmp),
         "fill": b"\xff" * fill,
         "mpf": _MPF_BLANK,
-        "frame": frame.replace(_dimensions(size), _dimensions(sof_size or size)),
+        "frame": frame.replace(drawn, claimed),
     }
     order = layout if second_image is None or "mpf" in layout else (*layout, "mpf")
     order = order if "frame" in order else (*order, "frame")
@@ -322,11 +323,6 @@ def _frame_and_scans(image: bytes) -> tuple[bytes, bytes]:
     scan = next(part.offset for part in found if part.marker == 0xDA)
     kept = [part for part in found if part.offset < scan and part.marker not in (0xD8, 0xE0, 0xE1, 0xFE)]
     return b"".join(segment(part.marker, part.payload) for part in kept), image[scan : found[-1].offset]
-
-
-def _dimensions(size: Size) -> bytes:
-    """As they stand in the frame header, after the 8 bits of a sample."""
-    return struct.pack(">BHH", 8, size[1], size[0])
 
 
 def _with_second_image(data: bytes, second: bytes) -> bytes:
@@ -385,11 +381,11 @@ def _from_record(record: object) -> dict[str, Any]:
     photo = record.get("photo") if isinstance(record, dict) else None
     if not isinstance(photo, dict):
         return {"picture": "" if record is REMOVED else repr(record)}
-    taken, gps_time = photo.get("original_originalDateTime"), photo.get("original_GPSDateTime")
+    taken, gps_time = str(photo.get("original_originalDateTime")), str(photo.get("original_GPSDateTime"))
     latitude, longitude = photo.get("original_latitude"), photo.get("original_longitude")
     options: dict[str, Any] = {"picture": f"{gps_time} {taken} {latitude} {longitude}"}
-    options["taken"] = taken[:19] if isinstance(taken, str) and _TIME.match(taken) else None
-    options["gps_time"] = gps_time if isinstance(gps_time, str) and _TIME.fullmatch(gps_time) else None
+    options["taken"] = taken[:19] if _TIME.match(taken) else None
+    options["gps_time"] = gps_time if _TIME.fullmatch(gps_time) else None
     if isinstance(latitude, float) and isinstance(longitude, float) and abs(latitude) <= 90 and abs(longitude) <= 180:
         options["position"] = (latitude, longitude)
     camera = {name: photo.get(f"original_camera_{name}") for name in ("make", "model")}
