@@ -6,7 +6,7 @@
     python tests/benchmark.py check --photos 20000
     python tests/benchmark.py again --photos 20000         a run with nothing to do
     python tests/benchmark.py save --photos 20000          the share of saving the resume file
-    python tests/benchmark.py sandbox                      what the sandbox takes from raw sockets
+    python tests/benchmark.py sandbox                      what the sandbox takes from plain connections
 
 Whole processes, from start to published, in turn (A B C A B C …); the table gives medians and the ratios of medians.
 Machines differ and are noisy: quote ratios, not seconds. `--alone` leaves mapillary_tools out. `--before FILE` measures
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -29,19 +28,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import requests
 
 import factory
 
 ROOT = Path(__file__).parent.parent
 MINE, BEFORE, THEIRS = "mapillary_uploader", "before", "mapillary_tools"
-
+CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=benchmark"
+CERTIFICATE += " -addext subjectAltName=IP:127.0.0.1 -keyout certificate -out certificate"
 NGINX = """
 daemon off; master_process off; pid pid; error_log error.log; events {}
 http {
@@ -49,7 +50,7 @@ http {
   fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
   upstream sandbox { server SANDBOX; keepalive 64; }
   server {
-    listen 127.0.0.1:PORT ssl; ssl_certificate certificate.pem; ssl_certificate_key key.pem;
+    listen 127.0.0.1:PORT ssl; ssl_certificate certificate; ssl_certificate_key certificate;
     location / {
       proxy_pass http://sandbox; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
     }
@@ -88,9 +89,7 @@ class Bench:
     """The options, and where the programs work: the photos, and a scratch folder."""
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        self.options = options
-        self.scratch = scratch
-        self.photos = scratch / "photos"
+        self.options, self.scratch, self.photos = options, scratch, scratch / "photos"
         self.resume = self.photos / "mapillary_uploader.json"
         self.programs = [MINE] + [BEFORE] * bool(options.before) + [THEIRS] * (not options.alone)
 
@@ -99,72 +98,57 @@ class Bench:
         file = self.options.before if program == BEFORE else ROOT / "mapillary_uploader.py"
         return [sys.executable, str(file), "-d", str(self.photos), "-u", "demo", *arguments]
 
-    def theirs(self, *arguments: str) -> list[str]:
-        """The official client on the photos."""
-        program = [sys.executable, "-c", "from mapillary_tools.commands.__main__ import main; main()"]
-        return [*program, *arguments, "--desc_path", str(self.scratch / "description.json"), str(self.photos)]
-
-    def their_environment(self) -> dict[str, str]:
-        """A profile and empty caches for the official client."""
+    def run_theirs(self, environment: dict[str, str], *arguments: str) -> Measure:
+        """The official client on the photos, with a profile and empty caches."""
         folder = tempfile.mkdtemp(dir=self.scratch)
         token = "user_upload_token = MLY|sandbox|demo-token"
         Path(folder, "config").write_text(f"[demo]\n{token}\nMAPSettingsUserKey = 1001\nMAPSettingsUsername = demo\n")
         places = {"UPLOAD_HISTORY_PATH": "history", "TOOLS_UPLOAD_CACHE_DIR": "cache", "CONFIG_PATH": "config"}
         paths = {f"MAPILLARY_{name}": f"{folder}/{place}" for name, place in places.items()}
-        return paths | {"HOME": folder, "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"}
+        program = [sys.executable, "-c", "from mapillary_tools.commands.__main__ import main; main()", *arguments]
+        command = [*program, "--desc_path", f"{folder}/description.json", str(self.photos)]
+        return measured(command, environment | paths | {"HOME": folder, "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"})
 
     def in_turn(self, measure: Callable[[str], Measure], programs: list[str]) -> Results:
         """So many rounds of all programs."""
-        results: Results = {program: [] for program in programs}
-        for _ in range(self.options.rounds):
-            for program in programs:
-                results[program].append(measure(program))
-        return results
+        rounds = [{program: measure(program) for program in programs} for _ in range(self.options.rounds)]
+        return {program: [each[program] for each in rounds] for program in programs}
 
+    @contextmanager
+    def sandbox(self) -> Iterator[dict[str, str]]:
+        """The sandbox as a process; its environment variables."""
+        options, environment = self.options, dict[str, str]()
+        command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", f"--delay={options.delay}"]
+        command += [f"--bandwidth={options.bandwidth}"]
+        with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            try:
+                while "MAPILLARY_ACCESS_TOKEN" not in environment:  # the last one
+                    name, _, value = shlex.split(process.stdout.readline())[1].partition("=")
+                    environment[name] = value
+                with self.by_tls(environment) if options.tls else contextlib.nullcontext(environment) as variables:
+                    yield variables
+            finally:
+                process.terminate()
 
-@contextmanager
-def running_sandbox(delay: float = 0, bandwidth: float | None = None) -> Iterator[dict[str, str]]:
-    """The sandbox as a process; its environment variables."""
-    command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", "--delay", str(delay)]
-    command += ["--bandwidth", str(bandwidth)] if bandwidth else []
-    with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as process:
-        environment: dict[str, str] = {}
-        assert process.stdout
-        while "MAPILLARY_ACCESS_TOKEN" not in environment or len(environment) < 3:
-            words = shlex.split(process.stdout.readline())
-            environment |= dict(word.split("=", 1) for word in words if "=" in word)
-        try:
-            yield environment
-        finally:
-            process.terminate()
-
-
-def address_of(sandbox: dict[str, str]) -> str:
-    """http://127.0.0.1:PORT."""
-    return sandbox["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph")
-
-
-@contextmanager
-def by_tls(sandbox: dict[str, str], folder: Path) -> Iterator[dict[str, str]]:
-    """The sandbox's variables, by way of an nginx on 127.0.0.1 that ends TLS and has a certificate of its own."""
-    folder.mkdir()
-    certificate = f"{folder}/certificate.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=benchmark"
-    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/key.pem", "-out", certificate]
-    subprocess.run([*make.split(), *files], check=True, capture_output=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    machine = address_of(sandbox).removeprefix("http://")
-    (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SANDBOX", machine))
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or sys.exit("nginx is not installed")
-    with subprocess.Popen([program, "-e", "error.log", "-p", folder, "-c", "nginx.conf"]) as process:
-        while process.poll() is None and not (folder / "pid").exists():  # written when it listens
-            time.sleep(0.05)
-        try:
-            http, https = f"http://{machine}", f"https://127.0.0.1:{port}"
-            yield {n: v.replace(http, https) for n, v in sandbox.items()} | {"REQUESTS_CA_BUNDLE": certificate}
-        finally:
-            process.terminate()
+    @contextmanager
+    def by_tls(self, sandbox: dict[str, str]) -> Iterator[dict[str, str]]:
+        """The sandbox's variables, by way of an nginx on 127.0.0.1 that ends TLS and has a certificate of its own."""
+        (folder := self.scratch / "nginx").mkdir()
+        subprocess.run(CERTIFICATE.split(), cwd=folder, check=True, capture_output=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        machine = sandbox["MAPILLARY_GRAPH_API_ENDPOINT"].removeprefix("http://").removesuffix("/graph")
+        (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SANDBOX", machine))
+        program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or sys.exit("nginx is not installed")
+        with subprocess.Popen([program, "-e", "error.log", "-p", folder, "-c", "nginx.conf"]) as process:
+            while process.poll() is None and not (folder / "pid").exists():  # written when it listens
+                time.sleep(0.05)
+            variables = {n: v.replace(f"http://{machine}", f"https://127.0.0.1:{port}") for n, v in sandbox.items()}
+            try:
+                yield variables | {"REQUESTS_CA_BUNDLE": f"{folder}/certificate"}
+            finally:
+                process.terminate()
 
 
 def measured(command: list[str], environment: dict[str, str]) -> Measure:
@@ -185,41 +169,26 @@ def make_photos(folder: Path, count: int, megabytes: float) -> None:
     """`count` photos of about so many megabytes, in sequences of 1,000; no two have the same picture."""
     filler = max(100, int(megabytes * 1_000_000) - 4_000)
     for first in range(0, count, 1000):
-        names = [f"GS{number:06d}_calculated.jpg" for number in range(first, min(first + 1000, count))]
         start = f"2021:07:{first // 1000 % 28 + 1:02d} 09:00:00Z"
-        sequence = str(uuid.uuid5(uuid.NAMESPACE_URL, f"benchmark {first}"))
-        photos = factory.tour(len(names), names=names, start=start, sequence_id=sequence, filler=filler)
-        factory.write_tour(folder, photos)
-
-
-def published(sandbox: dict[str, str]) -> int:
-    """How many photos the sandbox has; it forgets them."""
-    with urllib.request.urlopen(f"{address_of(sandbox)}/sandbox/stats") as answer:
-        photos = int(json.load(answer)["photos"])
-    reset = urllib.request.Request(f"{address_of(sandbox)}/sandbox/reset", method="POST", data=b"")
-    urllib.request.urlopen(reset).close()
-    return photos
+        own: dict[str, Any] = {"names": "GS{:06d}_calculated.jpg", "sequence_id": f"benchmark{first}", "start": start}
+        factory.write_tour(folder, factory.tour(min(1000, count - first), first=first, filler=filler, **own))
 
 
 def upload(bench: Bench) -> Results:
     """From start to published."""
-    options = bench.options
-    with contextlib.ExitStack() as running:
-        sandbox = running.enter_context(running_sandbox(options.delay, options.bandwidth))
-        tls = by_tls(sandbox, bench.scratch / "nginx") if options.tls else contextlib.nullcontext(sandbox)
-        environment = running.enter_context(tls)
+    with bench.sandbox() as environment:
 
         def measure(program: str) -> Measure:
             bench.resume.unlink(missing_ok=True)
             if program == THEIRS:
-                measure = measured(
-                    bench.theirs("process_and_upload", "--user_name", "demo"), environment | bench.their_environment()
-                )
+                found = bench.run_theirs(environment, "process_and_upload", "--user_name", "demo")
             else:
-                measure = measured(bench.command(program, "--workers", str(options.workers)), environment)
-            if (photos := published(sandbox)) != options.photos:
-                sys.exit(f"{program} published {photos} of {options.photos} photos")
-            return measure
+                found = measured(bench.command(program, "--workers", str(bench.options.workers)), environment)
+            address = environment["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph") + "/sandbox/reset"
+            answer = requests.post(address, verify=environment.get("REQUESTS_CA_BUNDLE", True))
+            if (photos := answer.json()["photos"]) != bench.options.photos:
+                sys.exit(f"{program} published {photos} of {bench.options.photos} photos")
+            return found
 
         return bench.in_turn(measure, bench.programs)
 
@@ -228,9 +197,8 @@ def check(bench: Bench) -> Results:
     """Reading, checking and describing, without a network."""
 
     def measure(program: str) -> Measure:
-        if program == THEIRS:
-            return measured(bench.theirs("process"), bench.their_environment())
-        return measured(bench.command(program, "--dry-run"), {})
+        own = program != THEIRS
+        return measured(bench.command(program, "--dry-run"), {}) if own else bench.run_theirs({}, "process")
 
     return bench.in_turn(measure, bench.programs)
 
@@ -238,7 +206,7 @@ def check(bench: Bench) -> Results:
 def again(bench: Bench) -> Results:
     """A run over a folder that is published already."""
     done: dict[str, bytes] = {}
-    with running_sandbox() as environment:
+    with bench.sandbox() as environment:
 
         def measure(program: str) -> Measure:
             bench.resume.write_bytes(done[program])
@@ -254,32 +222,29 @@ def again(bench: Bench) -> Results:
 
 def save(bench: Bench) -> Results:
     """The share of a run that goes into saving the resume file."""
-    with running_sandbox(bench.options.delay, bench.options.bandwidth) as environment:
+    with bench.sandbox() as environment:
         command = [sys.executable, "-c", SAVING, *bench.command(MINE, "--quiet")[1:]]
         subprocess.run(command, env=os.environ | environment, stdout=sys.stdout, check=True)
     return {}
 
 
-def raw_speed(bench: Bench) -> Results:
-    """What the sandbox takes from four raw socket writers: photos of 2 MB, as fast as they can."""
+def plain_speed(bench: Bench) -> Results:
+    """What the sandbox takes from four plain connections: photos of 2 MB, as fast as they can."""
     photo = random.Random("raw").randbytes(2_000_000)
-    with running_sandbox() as environment:
-        host, path = environment["MAPILLARY_UPLOAD_ENDPOINT"].removeprefix("http://").split("/", 1)
-        machine, port = host.split(":")
+    with bench.sandbox() as environment:
+        host, _, path = environment["MAPILLARY_UPLOAD_ENDPOINT"].removeprefix("http://").partition("/")
+        token = {"Authorization": f"OAuth {environment['MAPILLARY_ACCESS_TOKEN']}", "Offset": "0"}
 
         def write(writer: int) -> None:
-            with socket.create_connection((machine, int(port))) as connection:
-                for number in range(200):
-                    head = f"POST /{path}/raw_{writer}_{number} HTTP/1.1\r\nHost: {host}\r\nOffset: 0\r\n"
-                    head += f"Authorization: OAuth {environment['MAPILLARY_ACCESS_TOKEN']}\r\n"
-                    head += f"X-Entity-Name: raw_{writer}_{number}\r\nContent-Length: {len(photo)}\r\n\r\n"
-                    connection.sendall(head.encode() + photo)
-                    connection.recv(65536)
+            connection = HTTPConnection(host)
+            for key in (f"raw_{writer}_{number}" for number in range(200)):
+                connection.request("POST", f"/{path}/{key}", photo, token | {"X-Entity-Name": key})
+                connection.getresponse().read()
 
         started = time.monotonic()
         with ThreadPoolExecutor(4) as writers:
             list(writers.map(write, range(4)))
-        print(f"raw socket writers: {4 * 200 * len(photo) / 1e6 / (time.monotonic() - started):,.0f} MB/s")
+        print(f"plain connections: {4 * 200 * len(photo) / 1e6 / (time.monotonic() - started):,.0f} MB/s")
     return {}
 
 
@@ -305,12 +270,12 @@ def table(options: argparse.Namespace, results: Results) -> Iterator[str]:
 def main() -> None:
     """Parse the command line, make the photos, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {"upload": upload, "check": check, "again": again, "save": save, "sandbox": raw_speed}
+    measures = {"upload": upload, "check": check, "again": again, "save": save, "sandbox": plain_speed}
     parser.add_argument("what", choices=measures)
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--megabytes", type=float, default=0.0, help="size of a photo; 0: a few KB")
     parser.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
-    parser.add_argument("--bandwidth", type=float, help="MB/s of the line, in all")
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="MB/s of the line, in all; 0: no limit")
     parser.add_argument("--tls", action="store_true", help="by way of an nginx that ends TLS")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -10,7 +11,6 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -24,9 +24,7 @@ class Browser:
     def __init__(self) -> None:
         self.profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         (commands, self.writing), (self.reading, answers) = os.pipe(), os.pipe()
-        ends = [
-            fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)
-        ]  # away from 3 and 4, where it wants them
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)]  # away from 3 and 4, its own
         words = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={self.profile.name}", "about:blank"]
         command = ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "browser", *words]
         self.process = subprocess.Popen(command, pass_fds=ends, stderr=subprocess.DEVNULL)
@@ -43,16 +41,13 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.writing)  # which ends it
         os.close(self.reading)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
         self.profile.cleanup()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -115,5 +110,4 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(data))
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))

@@ -1,4 +1,4 @@
-"""Fixtures: a sandbox, and a small tour in a folder of its own."""
+"""Fixtures: a sandbox, and a small tour in a folder of its own; and how hypothesis works."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import factory
 from sandbox import Sandbox
+
+settings.register_profile("on any machine", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("on any machine")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ A good photo is `photo_bytes()`, a folder of them `write_tour(folder, tour(12))`
     tiff()                 the TIFF block of EXIF          xmp()         the XMP packet
     jpeg()                 the file around them            segment()     one raw segment, for `jpeg(layout=…)`
 
-and read back with `segments`, `description_of`, `slot_of` and `entries_of`. Rarer oddities are made of these by hand:
+and read back with `segments`, `description_of` and `slot_of`. Rarer oddities are made of these by hand:
 `xmp=factory.xmp().replace(b"GPano", b"pano")`, `extra=[("0th", 0x010E, 7, 4, b"text")]`, `photo_bytes()[:-2]`.
 
 **Pictures.** Each photo has some bytes of its own in its scan, made from `picture`, a word that names what was seen. In a
@@ -36,7 +36,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -47,8 +47,7 @@ Changes = Mapping[str, object]
 Order = Literal["<", ">"]
 Size = tuple[int, int]
 Position = tuple[float, float]  # latitude, longitude
-Row = tuple[int, int, int, bytes]  # of an IFD: tag, type, count, value (up to 4 bytes stand in the row itself)
-
+Value = tuple[int, int, bytes]  # of a tag: type, count, bytes (up to 4 of them stand in the IFD itself)
 
 REMOVED: Final = object()
 """As a value in `changes`: delete that key. As a photo's JSON: no ImageDescription at all."""
@@ -62,17 +61,20 @@ NAMESPACE: Final = uuid.UUID("5d5b2b0c-2b8e-5c0e-9d0e-3f6c6d2f7a11")
 DEGREE_M: Final = 111_195.08  # metres of a degree of latitude
 
 
-def known(word: str, words: Mapping[str, Any]) -> Any:
-    """What the word stands for. Raises ValueError if it isn't one of the words."""
-    if word not in words:
-        raise ValueError(f"{word!r} is none of {', '.join(words)}")
-    return words[word]
-
-
 # ---- Sequence Maker's JSON ----
 
-_UPLOADER_PHOTO_KEYS = ("photo_from_video", "nadir_added", "blur_added", "gps_track_added", "gps_modified", "tags")
-_UPLOADER_SEQUENCE_KEYS = ("sequence_name", "sequence_description", "transport_type")
+TEMPLATE: Final = """{
+"photo": {"id": "", "original_GPSDateTime": "2021:07:29 09:16:54Z", "original_originalDateTime": "2021:07:29 11:16:54",
+  "cli_connection_method": "timegps", "cli_frame_rate_set": 1000000.0, "cli_altitude_min_set": 0.0, "cli_distance_min_set": 0.0,
+  "original_filename": "/srv/pano/walk/GS0001.jpg", "original_altitude": 92.86, "original_latitude": 51.5294417,
+  "original_longitude": -0.1538283, "orignal_gps_direction_ref": "T", "orignal_gps_speed": 5, "original_heading": 350,
+  "original_pitch": "", "original_roll": "", "original_camera_make": "Sample", "original_camera_model": "Panorama 1",
+  "original_projection": "equirectangular", "software_version": 1.0, "uploader_photo_from_video": null,
+  "uploader_nadir_added": null, "uploader_blur_added": null, "uploader_gps_track_added": null, "uploader_gps_modified": null,
+  "uploader_tags": null, "connections": {}},
+"sequence": {"id": "", "distance_km": 0.0, "earliest_time": "2021:07:29 09:16:54Z", "latest_time": "2021:07:29 09:16:54Z",
+  "duration_sec": 0.0, "average_speed_kmh": 0.0, "uploader_sequence_name": null, "uploader_sequence_description": null,
+  "uploader_transport_type": null}}"""
 
 
 def identifier(*parts: object) -> str:
@@ -86,56 +88,23 @@ def sequence_maker_json(changes: Changes | None = None) -> Json:
     `changes` sets values by dotted keys, {"photo.original_latitude": 51.5, "sequence.id": REMOVED}. The photo stands by
     itself: it has no connections.
     """
-    photo: Json = {
-        "id": identifier("photo"),
-        "original_GPSDateTime": "2021:07:29 09:16:54Z",
-        "original_originalDateTime": "2021:07:29 11:16:54",
-        "cli_connection_method": "timegps",
-        "cli_frame_rate_set": 1000000.0,
-        "cli_altitude_min_set": 0.0,
-        "cli_distance_min_set": 0.0,
-        "original_filename": "/srv/pano/walk/GS0001.jpg",
-        "original_altitude": 92.86,
-        "original_latitude": 51.5294417,
-        "original_longitude": -0.1538283,
-        "orignal_gps_direction_ref": "T",
-        "orignal_gps_speed": 5,
-        "original_heading": 350,
-        "original_pitch": "",
-        "original_roll": "",
-        "original_camera_make": "Sample",
-        "original_camera_model": "Panorama 1",
-        "original_projection": "equirectangular",
-        "software_version": 1.0,
-        **{f"uploader_{key}": None for key in _UPLOADER_PHOTO_KEYS},
-        "connections": {},
-    }
-    sequence = {
-        "id": identifier("sequence"),
-        "distance_km": 0.0,
-        "earliest_time": "2021:07:29 09:16:54Z",
-        "latest_time": "2021:07:29 09:16:54Z",
-        "duration_sec": 0.0,
-        "average_speed_kmh": 0.0,
-        **{f"uploader_{key}": None for key in _UPLOADER_SEQUENCE_KEYS},
-    }
-    return changed({"photo": photo, "sequence": sequence}, changes or {})
+    record = json.loads(TEMPLATE)
+    for kind in record:
+        record[kind]["id"] = identifier(kind)
+    return changed(record, changes or {})
 
 
 def changed(record: Json, changes: Changes) -> Json:
     """A copy of a JSON object with values set (or, with REMOVED, deleted) by dotted keys; objects on the way are made."""
-    if not changes:
-        return record
     result: Json = json.loads(json.dumps(record))
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
         place = result
         for key in path:
             place = place.setdefault(key, {})
+        place[last] = value
         if value is REMOVED:
-            place.pop(last, None)
-        else:
-            place[last] = value
+            del place[last]
     return result
 
 
@@ -148,130 +117,97 @@ def json_bytes(record: object) -> bytes:
 
 
 def tiff(
-    description: bytes | None = None,
-    *,
-    order: Order = ">",
-    orientation: int | None = 1,
-    offset_time_original: str | None = None,
-    sub_sec_time_original: str | None = None,
-    make: str | None = "Sample",
-    model: str | None = "Panorama 1",
-    position: Position = (51.5294417, -0.1538283),
-    taken: str | None = "2021:07:29 11:16:54",
-    gps_time: str | None = "2021:07:29 09:16:54Z",
-    size: Size = (64, 32),
-    thumbnail: bytes | None = None,
-    maker_note: bytes | None = None,
-    extra: Sequence[tuple[str, int, int, int, bytes]] = (),
-    description_at: Literal["first", "last"] = "first",
-) -> bytes:
+    description: bytes | None = None, *, order: Order = ">", description_at: Literal["first", "last"] = "first",
+    orientation: int | None = 1, make: str | None = "Sample", model: str | None = "Panorama 1", size: Size = (64, 32),
+    position: Position = (51.5294417, -0.1538283), gps_time: str | None = "2021:07:29 09:16:54Z",
+    taken: str | None = "2021:07:29 11:16:54", offset_time_original: str | None = None, sub_sec_time_original: str | None = None,
+    thumbnail: bytes | None = None, maker_note: bytes | None = None, extra: Sequence[tuple[str, int, int, int, bytes]] = (),
+) -> bytes:  # fmt: skip
     """The TIFF block of an EXIF segment, without `Exif\\0\\0`. What is None is left out.
 
     description is the value of ImageDescription, without its NUL. description_at "first" puts it first of all values, as
     ExifTool does, "last" at the very end of the block. extra is (ifd, tag, type, count, value): ifd "0th", "exif", "gps" or
     "1st", value as raw bytes in the block's order; it replaces the factory's own entry of that tag.
     """
-    mark: bytes = known(order, {"<": b"II", ">": b"MM"})
-    texts = {0x010F: make, 0x0110: model, 0x0131: "factory 1.0", 0x0132: taken}
-    main = [(0x011A, 72), (0x011B, 72)]
-    ifds = {
-        "0th": [*_texts(texts), *(_fraction(order, *row) for row in main), _number(order, 0x0128, 2)],
-        "exif": _exif_rows(order, taken, offset_time_original, sub_sec_time_original, maker_note, size),
-        "gps": _gps_rows(order, position, gps_time),
-    }
-    ifds["0th"] += [] if orientation is None else [_number(order, 0x0112, orientation)]
-    ifds["0th"] += [_number(order, EXIF_IFD, 0, LONG), _number(order, GPS_IFD, 0, LONG)]
+    number, fraction = partial(_number, order), partial(_fraction, order)
+    text = b"" if description is None else description + b"\0"
+    main: dict[int, Value] = {IMAGE_DESCRIPTION: (ASCII, len(text), text)} if text else {}
+    main |= _texts({0x010F: make, 0x0110: model, 0x0131: "factory 1.0", 0x0132: taken})
+    main |= {0x011A: fraction(72), 0x011B: fraction(72), 0x0128: number(2)}
+    main |= {} if orientation is None else {0x0112: number(orientation)}
+    main |= {EXIF_IFD: number(0, LONG), GPS_IFD: number(0, LONG)}
+    exif = {0x9000: (UNDEFINED, 4, b"0231"), 0x9101: (UNDEFINED, 4, b"\1\2\3\0"), 0xA001: number(1)}
+    exif |= {0xA002: number(size[0], LONG), 0xA003: number(size[1], LONG), 0x829D: fraction(2.8, scale=10)}
+    exif |= _texts({0x9003: taken, 0x9004: taken, 0x9011: offset_time_original, 0x9291: sub_sec_time_original})
+    exif |= {} if maker_note is None else {0x927C: (UNDEFINED, len(maker_note), maker_note)}
+    ifds = {"0th": main, "exif": exif, "gps": _gps(order, position, gps_time)}
     if thumbnail is not None:
-        ifds["1st"] = [_number(order, tag, value, LONG) for tag, value in ((0x0201, 0), (0x0202, len(thumbnail)))]
-        ifds["1st"].insert(0, _number(order, 0x0103, 6))
-    value = b"" if description is None else description + b"\0"
-    if value:
-        ifds["0th"].insert(0, (IMAGE_DESCRIPTION, ASCII, len(value), value))
-    for name, *row in extra:
-        _put(ifds.setdefault(name, []), tuple(row))  # type: ignore[arg-type]
-    last = known(description_at, {"first": False, "last": len(value) > 4})
-    return mark + struct.pack(order + "HI", 42, 8) + _assembled(ifds, order, thumbnail or b"", value if last else b"")
+        ifds["1st"] = {0x0103: number(6), 0x0201: number(0, LONG), 0x0202: number(len(thumbnail), LONG)}
+    for name, tag, *value in extra:
+        ifds.setdefault(name, {})[tag] = tuple(value)  # type: ignore[assignment]
+    tail = {"first": b"", "last": text if len(text) > 4 else b""}[description_at]
+    return _assembled(order, ifds, thumbnail or b"", tail)
 
 
-def _texts(values: Mapping[int, str | None]) -> list[Row]:
+def _texts(values: Mapping[int, str | None]) -> dict[int, Value]:
     raw = {tag: value.encode() + b"\0" for tag, value in values.items() if value is not None}
-    return [(tag, ASCII, len(value), value) for tag, value in raw.items()]
+    return {tag: (ASCII, len(value), value) for tag, value in raw.items()}
 
 
-def _number(order: Order, tag: int, value: int, kind: int = SHORT) -> Row:
-    return tag, kind, 1, struct.pack(order + ("H" if kind == SHORT else "I"), value)
+def _number(order: Order, value: int, kind: int = SHORT) -> Value:
+    return kind, 1, struct.pack(order + ("H" if kind == SHORT else "I"), value)
 
 
-def _fraction(order: Order, tag: int, *values: float, scale: int = 1) -> Row:
+def _fraction(order: Order, *values: float, scale: int = 1) -> Value:
     """Fractions, each value as round(value × scale) / scale."""
     numbers = [number for value in values for number in (round(value * scale), scale)]
-    return tag, RATIONAL, len(values), struct.pack(f"{order}{len(numbers)}I", *numbers)
+    return RATIONAL, len(values), struct.pack(f"{order}{len(numbers)}I", *numbers)
 
 
-def _exif_rows(
-    order: Order, taken: str | None, offset: str | None, sub_sec: str | None, maker_note: bytes | None, size: Size
-) -> list[Row]:
-    rows: list[Row] = [(0x9000, UNDEFINED, 4, b"0231"), (0x9101, UNDEFINED, 4, b"\1\2\3\0")]
-    rows += [_number(order, 0xA001, 1), _number(order, 0xA002, size[0], LONG), _number(order, 0xA003, size[1], LONG)]
-    rows += [_fraction(order, 0x829D, 2.8, scale=10)]
-    rows += _texts({0x9003: taken, 0x9004: taken, 0x9011: offset, 0x9291: sub_sec})
-    return rows + ([] if maker_note is None else [(0x927C, UNDEFINED, len(maker_note), maker_note)])
+def _gps(order: Order, position: Position, time: str | None) -> dict[int, Value]:
+    values = {0: (BYTE, 4, b"\2\3\0\0"), **_texts({1: "NS"[position[0] < 0], 3: "EW"[position[1] < 0]})}
+    values |= {tag: _fraction(order, abs(value), 0, 0, scale=10**7) for tag, value in zip((2, 4), position)}
+    if time is not None:
+        clock = [float(number) for number in re.split("[: ]", time.rstrip("Z"))[3:]]
+        values |= {7: _fraction(order, *clock, scale=1000), **_texts({0x1D: time[:10]})}
+    return values
 
 
-def _gps_rows(order: Order, position: Position, gps_time: str | None) -> list[Row]:
-    south, west = "NS"[position[0] < 0], "EW"[position[1] < 0]
-    rows: list[Row] = [(0, BYTE, 4, b"\2\3\0\0"), *_texts({1: south, 3: west})]
-    rows += [_fraction(order, tag, abs(value), 0, 0, scale=10**7) for tag, value in zip((2, 4), position)]
-    if gps_time is not None:
-        numbers = [float(number) for number in re.split("[: ]", gps_time.rstrip("Z"))[3:]]
-        rows += [_fraction(order, 7, *numbers, scale=1000), *_texts({0x1D: gps_time[:10]})]
-    return rows
-
-
-def _put(rows: list[Row], row: Row) -> None:
-    """Put a row in place of the one of the same tag, or at the end."""
-    places = [place for place, other in enumerate(rows) if other[0] == row[0]] or [len(rows)]
-    rows[places[0] : places[0] + 1] = [row]
-
-
-def _stored(value: bytes) -> bytes:
-    """What follows the IFD of a value, of even length."""
-    return value + b"\0" * (len(value) % 2) if len(value) > 4 else b""
-
-
-def _assembled(ifds: dict[str, list[Row]], order: Order, thumbnail: bytes, tail: bytes) -> bytes:
+def _assembled(order: Order, ifds: dict[str, dict[int, Value]], thumbnail: bytes, tail: bytes) -> bytes:
     """The IFDs one after the other from offset 8, each followed by its values; then the thumbnail; then the tail.
 
     The tail is ImageDescription's value, if it is to stand there.
     """
+    main = ifds["0th"]
     if tail:
-        _put(ifds["0th"], (IMAGE_DESCRIPTION, ASCII, len(tail), b"goes"))
+        main[IMAGE_DESCRIPTION] = (ASCII, len(tail), b"goes")
     places, end = {}, 8
-    for name, rows in ifds.items():
+    for name, values in ifds.items():
         places[name] = end
-        end += 2 + 12 * len(rows) + 4 + sum(len(_stored(row[3])) for row in rows)
-    _put(ifds["0th"], _number(order, EXIF_IFD, places["exif"], LONG))
-    _put(ifds["0th"], _number(order, GPS_IFD, places["gps"], LONG))
+        end += len(_ifd(order, values, 0, 0))
+    main |= {tag: _number(order, places[name], LONG) for tag, name in ((EXIF_IFD, "exif"), (GPS_IFD, "gps"))}
     if thumbnail:
-        _put(ifds["1st"], _number(order, 0x0201, end, LONG))
+        ifds["1st"][0x0201] = _number(order, end, LONG)
     if tail:
-        place = struct.pack(order + "I", end + len(thumbnail))
-        _put(ifds["0th"], (IMAGE_DESCRIPTION, ASCII, len(tail), place))
+        main[IMAGE_DESCRIPTION] = (ASCII, len(tail), struct.pack(order + "I", end + len(thumbnail)))
     following = {"0th": places.get("1st", 0)}
-    blocks = [_ifd(rows, places[name], order, following.get(name, 0)) for name, rows in ifds.items()]
-    return b"".join(blocks) + thumbnail + tail
+    blocks = [_ifd(order, values, places[name], following.get(name, 0)) for name, values in ifds.items()]
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8)
+    return b"".join([head, *blocks, thumbnail, tail])
 
 
-def _ifd(rows: list[Row], start: int, order: Order, following: int) -> bytes:
+def _ifd(order: Order, tags: dict[int, Value], start: int, following: int) -> bytes:
     """One IFD as it stands at offset `start`: the table sorted by tag, the values in the order given."""
-    table, values = [], b""
-    place = start + 2 + 12 * len(rows) + 4
-    for tag, kind, count, value in rows:
-        field = struct.pack(order + "I", place + len(values)) if len(value) > 4 else value.ljust(4, b"\0")
-        table.append((tag, struct.pack(order + "HHI", tag, kind, count) + field))
-        values += _stored(value)
-    fields = b"".join(field for _, field in sorted(table))
-    return struct.pack(order + "H", len(rows)) + fields + struct.pack(order + "I", following) + values
+    table, values = {}, b""
+    place = start + 2 + 12 * len(tags) + 4
+    for tag, (kind, count, value) in tags.items():
+        field = value.ljust(4, b"\0")
+        if len(value) > 4:
+            field = struct.pack(order + "I", place + len(values))
+            values += value + b"\0" * (len(value) % 2)
+        table[tag] = struct.pack(order + "HHI", tag, kind, count) + field
+    fields = b"".join(table[tag] for tag in sorted(table))
+    return struct.pack(order + "H", len(tags)) + fields + struct.pack(order + "I", following) + values
 
 
 # ---- XMP ----
@@ -279,12 +215,9 @@ def _ifd(rows: list[Row], start: int, order: Order, following: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def xmp(
-    projection: str | None = "equirectangular",
-    form: Literal["attribute", "element"] = "element",
-    cropped: tuple[int, int, int, int] | None = None,
-    *,
-    size: Size = (64, 32),
-) -> bytes:
+    projection: str | None = "equirectangular", form: Literal["attribute", "element"] = "element",
+    cropped: tuple[int, int, int, int] | None = None, *, size: Size = (64, 32),
+) -> bytes:  # fmt: skip
     """An XMP packet with Google's panorama properties, without the segment's header.
 
     projection None leaves the property out; cropped is (left, top, width, height) of the part that `size` shows of a sphere
@@ -292,14 +225,14 @@ def xmp(
     """
     left, top, width, height = cropped or (0, 0, *size)
     full = (size[0] * 2, size[1] * 2) if cropped else size
-    numbers = {"CroppedAreaLeftPixels": left, "CroppedAreaTopPixels": top, "FullPanoWidthPixels": full[0]}
-    numbers |= {"CroppedAreaImageWidthPixels": width, "CroppedAreaImageHeightPixels": height}
-    properties = {} if projection is None else {"ProjectionType": projection, "UsePanoramaViewer": "True"}
-    properties |= {name: str(number) for name, number in (numbers | {"FullPanoHeightPixels": full[1]}).items()}
-    attribute, element = "\n GPano:{0}='{1}'", " <GPano:{0}>{1}</GPano:{0}>\n"
-    start, pattern, end = known(
-        form, {"attribute": ("", attribute, "/>"), "element": (">\n", element, "</rdf:Description>")}
-    )
+    properties: Json = {} if projection is None else {"ProjectionType": projection, "UsePanoramaViewer": "True"}
+    properties |= {"CroppedAreaLeftPixels": left, "CroppedAreaTopPixels": top, "FullPanoWidthPixels": full[0]}
+    properties |= {"CroppedAreaImageWidthPixels": width, "CroppedAreaImageHeightPixels": height}
+    properties |= {"FullPanoHeightPixels": full[1]}
+    start, pattern, end = {
+        "attribute": ("", "\n GPano:{0}='{1}'", "/>"),
+        "element": (">\n", " <GPano:{0}>{1}</GPano:{0}>\n", "</rdf:Description>"),
+    }[form]
     body = start + "".join(pattern.format(*item) for item in properties.items()) + end
     return (
         "<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>\n<x:xmpmeta xmlns:x='adobe:ns:meta/'>\n"
@@ -331,22 +264,11 @@ def exif_segments(block: bytes | None) -> bytes:
 
 
 def jpeg(
-    *,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-    exif2: bytes | None = None,
-    layout: Sequence[str | bytes] = ("exif", "xmp"),
-    size: Size = (64, 32),
-    sof_size: Size | None = None,
-    kind: str = "baseline",
-    image: bytes | None = None,
-    fill: int = 3,
-    picture: str = "",
-    filler: int = 16,
-    second_image: bytes | None = None,
-    trailer: bytes = b"",
-    pad_to: int = 0,
-) -> bytes:
+    *, exif: bytes | None = None, xmp: bytes | None = None, exif2: bytes | None = None,
+    layout: Sequence[str | bytes] = ("exif", "xmp"), fill: int = 3, size: Size = (64, 32), sof_size: Size | None = None,
+    kind: str = "baseline", image: bytes | None = None, picture: str = "", filler: int = 16,
+    second_image: bytes | None = None, trailer: bytes = b"", pad_to: int = 0,
+) -> bytes:  # fmt: skip
     """A JPEG file.
 
     layout is the order of the head's segments: "jfif", "exif", "xmp", "exif2" (a second EXIF segment), "fill" (FF fill bytes
@@ -358,6 +280,7 @@ def jpeg(
     zeros up to pad_to bytes.
     """
     frame, scans = _frame_and_scans(image or encoded(size, kind))
+    drawn, claimed = (struct.pack(">BHH", 8, high, wide) for wide, high in (size, sof_size or size))  # 8 bits a sample
     parts = {
         "jfif": segment(0xE0, JFIF),
         "exif": exif_segments(exif),
@@ -365,11 +288,11 @@ def jpeg(
         "xmp": b"" if xmp is None else segment(0xE1, XMP_HEADER + xmp),
         "fill": b"\xff" * fill,
         "mpf": _MPF_BLANK,
-        "frame": frame if sof_size is None else _claiming(frame, sof_size),
+        "frame": frame.replace(drawn, claimed),
     }
     order = layout if second_image is None or "mpf" in layout else (*layout, "mpf")
     order = order if "frame" in order else (*order, "frame")
-    head = b"".join(item if isinstance(item, bytes) else known(item, parts) for item in order)
+    head = b"".join(item if isinstance(item, bytes) else parts[item] for item in order)
     data = b"".join((b"\xff\xd8", head, scans, noise(filler, picture), b"\xff\xd9"))
     if "mpf" in order:
         data = _with_second_image(data, second_image or encoded((32, 16)))
@@ -378,9 +301,7 @@ def jpeg(
 
 def noise(size: int, seed: str = "") -> bytes:
     """So many random bytes, none of them FF, the same for the same seed."""
-    source, block = random.Random(seed), 1 << 20
-    blocks = (source.randbytes(min(block, size - start)) for start in range(0, size, block))
-    return b"".join(blocks).replace(b"\xff", b"\x5a")
+    return random.Random(seed).randbytes(size).replace(b"\xff", b"\x5a")
 
 
 @lru_cache(maxsize=64)
@@ -391,7 +312,7 @@ def encoded(size: Size = (64, 32), kind: str = "baseline") -> bytes:
     draw.rectangle((0, size[1] // 2, size[0], size[1]), fill=(90, 130, 70))
     draw.ellipse((size[0] // 8, size[1] // 8, size[0] // 4, size[1] * 3 // 8), fill=(250, 230, 120))
     file = io.BytesIO()
-    picture.convert(known(kind, KINDS)).save(file, "JPEG", quality=60, optimize=True, progressive=kind == "progressive")
+    picture.convert(KINDS[kind]).save(file, "JPEG", quality=60, optimize=True, progressive=kind == "progressive")
     return file.getvalue()
 
 
@@ -399,17 +320,9 @@ def encoded(size: Size = (64, 32), kind: str = "baseline") -> bytes:
 def _frame_and_scans(image: bytes) -> tuple[bytes, bytes]:
     """A JPEG's tables and frame header (JFIF, EXIF, XMP and comments dropped); and its scans, without the end marker."""
     found = segments(image)
-    first_scan = next(part for part in found if part.marker == 0xDA)
-    end = next(part.offset for part in found if part.marker == 0xD9)
-    kept = [part for part in found if part.offset < first_scan.offset and part.marker not in (0xD8, 0xE0, 0xE1, 0xFE)]
-    return b"".join(segment(part.marker, part.payload) for part in kept), image[first_scan.offset : end]
-
-
-def _claiming(frame: bytes, size: Size) -> bytes:
-    """The same tables with other dimensions in the frame header."""
-    found = segments(b"\xff\xd8" + frame)
-    offset = next(part.offset for part in found if part.marker in (0xC0, 0xC1, 0xC2)) - 2
-    return frame[: offset + 5] + struct.pack(">HH", size[1], size[0]) + frame[offset + 9 :]
+    scan = next(part.offset for part in found if part.marker == 0xDA)
+    kept = [part for part in found if part.offset < scan and part.marker not in (0xD8, 0xE0, 0xE1, 0xFE)]
+    return b"".join(segment(part.marker, part.payload) for part in kept), image[scan : found[-1].offset]
 
 
 def _with_second_image(data: bytes, second: bytes) -> bytes:
@@ -456,11 +369,9 @@ def _chosen(settings: Json, function: Callable[..., object]) -> Json:
 
 
 def _description_text(record: object) -> bytes | None:
-    if record is REMOVED:
-        return None
-    if isinstance(record, bytes):
-        return record
-    return record.encode("utf-8", "surrogatepass") if isinstance(record, str) else json_bytes(record)
+    if isinstance(record, str):
+        return record.encode("utf-8", "surrogatepass")
+    return None if record is REMOVED else record if isinstance(record, bytes) else json_bytes(record)
 
 
 def _from_record(record: object) -> dict[str, Any]:
@@ -469,37 +380,22 @@ def _from_record(record: object) -> dict[str, Any]:
         record = json.loads(record) if isinstance(record, (str, bytes)) else record
     photo = record.get("photo") if isinstance(record, dict) else None
     if not isinstance(photo, dict):
-        return {"picture": repr(record)}
-    taken, gps_time = photo.get("original_originalDateTime"), photo.get("original_GPSDateTime")
+        return {"picture": "" if record is REMOVED else repr(record)}
+    taken, gps_time = str(photo.get("original_originalDateTime")), str(photo.get("original_GPSDateTime"))
     latitude, longitude = photo.get("original_latitude"), photo.get("original_longitude")
     options: dict[str, Any] = {"picture": f"{gps_time} {taken} {latitude} {longitude}"}
-    options["taken"] = taken[:19] if isinstance(taken, str) and _TIME.match(taken) else None
-    options["gps_time"] = gps_time if isinstance(gps_time, str) and _TIME.fullmatch(gps_time) else None
+    options["taken"] = taken[:19] if _TIME.match(taken) else None
+    options["gps_time"] = gps_time if _TIME.fullmatch(gps_time) else None
     if isinstance(latitude, float) and isinstance(longitude, float) and abs(latitude) <= 90 and abs(longitude) <= 180:
         options["position"] = (latitude, longitude)
     camera = {name: photo.get(f"original_camera_{name}") for name in ("make", "model")}
     return options | {name: text for name, text in camera.items() if isinstance(text, str) and text.isprintable()}
 
 
-class Stop(NamedTuple):
-    """Where and when one photo of a tour was taken; the time by the clock that the tour's method uses."""
-
-    position: Position
-    altitude: float
-    heading: float
-    time: datetime
-
-
 def tour(
-    count: int,
-    *,
-    names: str | Sequence[str] = "GS{:04d}_calculated.jpg",
-    first: int = 1,
-    picture: str | None = None,
-    every: Changes | None = None,
-    changes: Mapping[int, Changes] | None = None,
-    **options: Any,
-) -> dict[str, bytes]:
+    count: int, *, names: str | Sequence[str] = "GS{:04d}_calculated.jpg", first: int = 1, picture: str | None = None,
+    every: Changes | None = None, changes: Mapping[int, Changes] | None = None, **options: Any,
+) -> dict[str, bytes]:  # fmt: skip
     """The photos of a tour as Sequence Maker leaves them, by name.
 
     names is a format of the number (from `first`) or a list. picture names what was seen (see above). `every` changes each
@@ -518,20 +414,10 @@ def tour(
 
 
 def tour_json(
-    filenames: Sequence[str],
-    *,
-    start: str,
-    latitude: float,
-    longitude: float,
-    sequence_id: str | None = None,
-    step_s: float = 2,
-    method: Method = "timegps",
-    zone_h: float = 2,
-    altitude: float = 40.0,
-    course: float = 75.0,
-    turn: float = 3.0,
-    spacing: float = 5.0,
-) -> list[Json]:
+    filenames: Sequence[str], *, start: str, latitude: float, longitude: float, sequence_id: str | None = None,
+    step_s: float = 2, method: Method = "timegps", zone_h: float = 2,
+    altitude: float = 40.0, course: float = 75.0, turn: float = 3.0, spacing: float = 5.0,
+) -> list[Json]:  # fmt: skip
     """What Sequence Maker writes into the photos of a tour, in order.
 
     The walk begins at latitude, longitude in direction `course` and turns by `turn` degrees a photo; `spacing` metres,
@@ -539,20 +425,26 @@ def tour_json(
     zone_h hours ahead of the GPS's. Photo ids follow from the sequence's, which follows from start and place if not given.
     """
     key = sequence_id or identifier("tour", start, latitude, longitude)
-    stops: list[Stop] = []
-    position, moment = (latitude, longitude), parse_time(start)
-    for index in range(len(filenames)):
-        heading, time = (course + turn * index) % 360, moment + timedelta(seconds=step_s * index)
-        stops.append(Stop(position, round(altitude + 0.5 * index, 3), round(heading, 2), time))
-        position = moved(position, heading, spacing)
-    legs = [_leg(here, there) for here, there in zip(stops, stops[1:])]
-    records = []
-    for index, (stop, filename) in enumerate(zip(stops, filenames)):
+    ahead, position, records = timedelta(hours=zone_h), (latitude, longitude), []
+    moment = parse_time(start) + {"timegps": ahead, "filename": ahead, "timecapture": timedelta(0)}[method]
+    for index, filename in enumerate(filenames):
+        captured, heading = moment + timedelta(seconds=step_s * index), (course + turn * index) % 360
         record = sequence_maker_json({"sequence.id": key, "photo.id": identifier(key, index)})
-        record["photo"] |= _photo_figures(stop, method, zone_h)
-        record["photo"]["original_filename"] = f"/srv/pano/walk/{filename.replace('_calculated', '')}"
-        record["photo"]["connections"] = _connections(index, key, legs)
+        record["photo"] |= {
+            "original_GPSDateTime": format_time(captured - ahead) + "Z",
+            "original_originalDateTime": format_time(captured),
+            "cli_connection_method": method,
+            "original_filename": f"/srv/pano/walk/{filename.replace('_calculated', '')}",
+            "original_altitude": round(altitude + 0.5 * index, 3),
+            "original_latitude": position[0],
+            "original_longitude": position[1],
+            "original_heading": round(heading, 2) or "",  # a true 0 becomes "", as by Sequence Maker
+        }
         records.append(record)
+        position = moved(position, heading, spacing)
+    legs = [_leg(here["photo"], there["photo"], float(step_s)) for here, there in zip(records, records[1:])]
+    for index, record in enumerate(records):
+        record["photo"]["connections"] = _connections(index, key, legs)
     return records
 
 
@@ -563,12 +455,13 @@ def moved(start: Position, heading: float, metres: float) -> Position:
     return round(start[0] + north, 10), round((start[1] + east + 540) % 360 - 180, 10)
 
 
-def _leg(here: Stop, there: Stop) -> Json:
+def _leg(here: Json, there: Json, seconds: float) -> Json:
     """The connection to the next photo. Sequence Maker's arithmetic is kept: 0 metres give NaN, 0 seconds a speed of 0."""
-    north = there.position[0] - here.position[0]
-    east = ((there.position[1] - here.position[1] + 540) % 360 - 180) * math.cos(math.radians(here.position[0]))
-    metres, seconds = math.hypot(north, east) * DEGREE_M, (there.time - here.time).total_seconds()
-    up = there.altitude - here.altitude
+    north, east, up = (
+        there[f"original_{name}"] - here[f"original_{name}"] for name in ("latitude", "longitude", "altitude")
+    )
+    east = ((east + 540) % 360 - 180) * math.cos(math.radians(here["original_latitude"]))
+    metres = math.hypot(north, east) * DEGREE_M
     leg: Json = {"distance_mtrs": metres, "elevation_mtrs": up}
     leg["heading_deg"] = math.degrees(math.atan2(east, north)) % 360 if metres else 0.0
     leg["pitch_deg"] = up / metres if metres else math.nan
@@ -589,41 +482,22 @@ def _connections(index: int, key: str, legs: Sequence[Json]) -> Json:
     return found
 
 
-def _photo_figures(stop: Stop, method: Method, zone_h: float) -> Json:
-    """The two clocks, position and heading of a stop."""
-    ahead = timedelta(hours=known(method, {"timegps": zone_h, "filename": zone_h, "timecapture": 0}))
-    captured = stop.time + ahead
-    return {
-        "original_GPSDateTime": format_time(captured - timedelta(hours=zone_h)) + "Z",
-        "original_originalDateTime": format_time(captured),
-        "cli_connection_method": method,
-        "original_altitude": stop.altitude,
-        "original_latitude": stop.position[0],
-        "original_longitude": stop.position[1],
-        "original_heading": stop.heading or "",  # a true 0 becomes "", as by Sequence Maker
-    }
-
-
 def parse_time(text: str) -> datetime:
     """A time as Sequence Maker writes it, `2021:07:29 09:16:54Z` (Z or none, fraction or none), as a naive datetime."""
-    plain = text.rstrip("Z")
-    return datetime.strptime(plain, "%Y:%m:%d %H:%M:%S.%f" if "." in plain else "%Y:%m:%d %H:%M:%S")
+    return datetime.fromisoformat(text.rstrip("Z").replace(":", "-", 2))
 
 
 def format_time(time: datetime) -> str:
     """The time as Sequence Maker writes it, without zone; milliseconds only where there are any."""
-    text = f"{time:%Y:%m:%d %H:%M:%S}"
-    return text + (f".{time.microsecond // 1000:03d}" if time.microsecond else "")
+    return time.isoformat(" ", "milliseconds" if time.microsecond else "seconds").replace("-", ":")
 
 
 def write_tour(folder: Path, photos: Mapping[str, bytes]) -> Path:
     """Write the photos into the folder, which is made; names may hold subfolders. Gives the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in photos.items():
-        path = folder / name
-        if "/" in name:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
     return folder
 
 
@@ -671,64 +545,41 @@ def segments(data: bytes) -> list[Segment]:
     return found
 
 
-def _exif_block(data: bytes) -> tuple[bytes, str, int]:
-    """The first EXIF segment's TIFF block, its byte order, and its place in the file."""
-    for part in segments(data):
-        if part.marker == 0xE1 and part.payload.startswith(EXIF_HEADER):
-            block = part.payload[len(EXIF_HEADER) :]
-            return block, {b"II": "<", b"MM": ">"}[block[:2]], part.offset + 4 + len(EXIF_HEADER)
-    raise ValueError("no EXIF")
-
-
-def _slots(block: bytes, order: str, start: int) -> Iterator[tuple[int, Slot]]:
-    """An IFD's tags and their slots (offsets in the block)."""
+def _slots(data: bytes) -> Iterator[tuple[int, int, Slot]]:
+    """Of IFD0 in the first EXIF segment: each tag, its type, and where it stands in the file."""
+    part = next((part for part in segments(data) if part.payload.startswith(EXIF_HEADER)), None)
+    if part is None:
+        raise ValueError("no EXIF")
+    block, base = part.payload[len(EXIF_HEADER) :], part.offset + 4 + len(EXIF_HEADER)
+    order = {b"II": "<", b"MM": ">"}[block[:2]]
+    (start,) = struct.unpack_from(order + "I", block, 4)
     (count,) = struct.unpack_from(order + "H", block, start)
     for entry in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, number, offset = struct.unpack_from(order + "HHII", block, entry)
         size = TYPE_SIZES.get(kind, 1) * number
-        yield tag, Slot(entry, offset if size > 4 else entry + 8, size)
+        yield tag, kind, Slot(base + entry, base + (offset if size > 4 else entry + 8), size)
 
 
 def slot_of(data: bytes, tag: int = IMAGE_DESCRIPTION) -> Slot:
     """Where a tag of IFD0 (ImageDescription) stands in the file. KeyError if there is none."""
-    block, order, base = _exif_block(data)
-    (start,) = struct.unpack_from(order + "I", block, 4)
-    entry, value, size = dict(_slots(block, order, start))[tag]
-    return Slot(entry + base, value + base, size)
+    return {number: slot for number, _, slot in _slots(data)}[tag]
+
+
+def texts_of(data: bytes) -> dict[int, str]:
+    """The text tags of IFD0, up to their first NUL; none if they can't be read."""
+    with contextlib.suppress(ValueError, LookupError, struct.error):
+        found = [(tag, data[at : at + size]) for tag, kind, (_, at, size) in _slots(data) if kind == ASCII]
+        return {tag: text.split(b"\0")[0].decode("utf-8", "replace") for tag, text in found}
+    return {}
 
 
 def description_text(data: bytes) -> bytes:
     """ImageDescription's value, all of it, NULs too."""
-    slot = slot_of(data)
-    return data[slot.value_offset : slot.value_offset + slot.value_size]
+    _, place, size = slot_of(data)
+    return data[place : place + size]
 
 
 def description_of(data: bytes) -> Json:
     """The JSON object in ImageDescription."""
     record: Json = json.loads(description_text(data).rstrip(b"\0 ").decode("utf-8-sig"))
     return record
-
-
-def entries_of(data: bytes) -> dict[tuple[str, int], tuple[int, int, bytes]]:
-    """Every tag of EXIF by (ifd, number): its type, count and value; the thumbnail's bytes as ("thumbnail", 0).
-
-    The ifd is "0th", "exif", "gps", "interop" or "1st". To see that a change touched one tag only.
-    """
-    block, order, _ = _exif_block(data)
-    tags: dict[tuple[str, int], tuple[int, int, bytes]] = {}
-    below = {EXIF_IFD: "exif", GPS_IFD: "gps", 0xA005: "interop"}
-    (start,) = struct.unpack_from(order + "I", block, 4)
-    waiting = [("0th", start)]
-    while waiting:
-        name, start = waiting.pop()
-        for number, slot in _slots(block, order, start):
-            value = block[slot.value_offset : slot.value_offset + slot.value_size]
-            tags[name, number] = (*struct.unpack_from(order + "HI", block, slot.entry_offset + 2), value)
-            waiting += [(below[number], struct.unpack(order + "I", value)[0])] if number in below else []
-        (count,) = struct.unpack_from(order + "H", block, start)
-        (following,) = struct.unpack_from(order + "I", block, start + 2 + 12 * count)
-        waiting += [("1st", following)] if name == "0th" and following else []
-    if ("1st", 0x0201) in tags:
-        offset, length = (struct.unpack(order + "I", tags["1st", tag][2])[0] for tag in (0x0201, 0x0202))
-        tags["thumbnail", 0] = (UNDEFINED, length, block[offset : offset + length])
-    return tags

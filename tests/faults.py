@@ -17,7 +17,7 @@ from typing import Any
 
 import mapillary_uploader as mu
 from sandbox import Fault, Request, Sandbox, graph_error
-from support import PROGRAM, FastClock, FastRun, environment, resume_of
+from support import PROGRAM, RESUME, FastClock, FastRun, environment, resume_of
 
 PHOTO, MANIFEST, OFFSET, FINISH = "POST /mly.*jpg", "POST /mly.*json", "GET /mly", "POST /finish_upload"
 IMAGES, ME = "GET /images", "GET /me"
@@ -30,10 +30,6 @@ Json = dict[str, Any]
 class Watched(FastRun):
     """A call under a fast clock, or a clock of one's own, with its waits that took time, in seconds."""
 
-    def __init__(self, clock: FastClock | None = None) -> None:
-        super().__init__()
-        self.fast = self.clock = clock or FastClock()
-
     @property
     def waits(self) -> list[float]:
         return [wait for wait in self.fast.waits if wait]
@@ -41,7 +37,7 @@ class Watched(FastRun):
     @property
     def pauses(self) -> list[float]:
         """The waits that are longer than any retry's: those of an outage."""
-        return [wait for wait in self.fast.waits if wait > 16]
+        return [wait for wait in self.waits if wait > 16]
 
     def told(self, level: str) -> list[str]:
         return [text for kind, text in self.messages if kind == level]
@@ -123,7 +119,7 @@ def kill(process: subprocess.Popen[str], sandbox: Sandbox) -> None:
 
 def states(folder: Path) -> list[str]:
     """States of the sequences in the resume file, in its order; none where there is no file."""
-    found = resume_of(folder)["sequences"] if (folder / "mapillary_uploader.json").exists() else {}
+    found = resume_of(folder)["sequences"] if (folder / RESUME).exists() else {}
     return [sequence["state"] for sequence in found.values()]
 
 

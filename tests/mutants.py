@@ -32,7 +32,6 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,26 +47,23 @@ SWAPS |= {"min": "max", "max": "min", "any": "all", "all": "any"}
 OPERATOR = re.compile(r"\b(?:not\s+in|is\s+not|in|is|and|or)\b|[<>=!]=|[-+<>]")
 PROBE = """
 def _reached(line, seen=set()):
-    import os
+    import contextlib, os
     key = line, os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
     if key not in seen:
         seen.add(key)
-        try:
-            with open({!r}, "a") as stream:
-                stream.write("%d %s\\n" % key)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), open({!r}, "a") as stream:
+            stream.write("%d %s\\n" % key)
 
 """
 Owner = int | frozenset[str]  # who runs a node: a statement's line; outside of functions, users of names defined there
 
 
 class Mutant(NamedTuple):
-    """A change: chapter, line, first and last offset, the text there, and the lines of statements that may show it."""
+    """A change: where, what stands there instead, and the lines of statements that may show it."""
 
     chapter: str
     line: int
-    start: int
+    start: int  # offsets in the text
     end: int
     instead: str
     reach: frozenset[int]
@@ -76,12 +72,9 @@ class Mutant(NamedTuple):
 def changes(node: ast.AST) -> Iterator[tuple[ast.AST | tuple[ast.expr, ast.expr], list[str]]]:
     """What may be changed of a node (of a pair, the operator between them), and what may stand there instead."""
     match node:
-        case ast.Compare():
-            yield from ((pair, []) for pair in pairwise([node.left, *node.comparators]))
-        case ast.BoolOp():
-            yield from ((pair, []) for pair in pairwise(node.values))
-        case ast.BinOp(op=ast.Sub()):
-            yield (node.left, node.right), []
+        case ast.Compare() | ast.BoolOp() | ast.BinOp(op=ast.Sub()):
+            parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+            yield from ((pair, []) for pair in pairwise(parts))
         case ast.UnaryOp(op=ast.Not()):
             yield node, [f"({ast.unparse(node.operand)})"]
         case ast.If(test=test) | ast.IfExp(test=test) | ast.comprehension(ifs=[test]):
@@ -115,8 +108,8 @@ class Module:
         self._own(ast.parse(source), frozenset(), False)
         self.users: dict[str, set[Owner]] = defaultdict(set)
         for node, owner in self.owners.items():
-            if isinstance(node, (ast.Name, ast.Attribute)):
-                self.users[node.id if isinstance(node, ast.Name) else node.attr].add(owner)
+            if name := getattr(node, "attr", None) or getattr(node, "id", None):
+                self.users[name].add(owner)
 
     def _own(self, node: ast.AST, owner: Owner, inside: bool) -> None:
         if inside and isinstance(node, ast.stmt) and not self.lines[node.lineno - 1].lstrip().startswith("elif "):
@@ -129,14 +122,9 @@ class Module:
         self.owners[node] = owner
         for name, value in ast.iter_fields(node):
             for child in value if isinstance(value, list) else [value]:
-                kept = (
-                    isinstance(child, ast.AST)
-                    and not isinstance(child, ast.JoinedStr)
-                    and name not in ("annotation", "returns")
-                )
-                if kept and not (
-                    name == "decorator_list" and ast.unparse(child).startswith(("dataclass", "lru_cache"))
-                ):
+                untold = name == "decorator_list" and ast.unparse(child).startswith(("dataclass", "lru_cache"))
+                untold |= name in ("annotation", "returns") or isinstance(child, ast.JoinedStr)
+                if isinstance(child, ast.AST) and not untold:
                     self._own(child, owner, inside or (name == "body" and isinstance(node, ast.FunctionDef)))
 
     def reach(self, owner: Owner) -> frozenset[int]:
@@ -152,11 +140,9 @@ class Module:
 
     def span(self, node: Any) -> tuple[int, int]:
         """The first and last offset of a node in the text."""
-
-        def offset(line: int, column: int) -> int:
-            return self.starts[line - 1] + len(self.lines[line - 1].encode()[:column].decode())
-
-        return offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
+        ends = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+        first, last = (self.starts[line - 1] + len(self.lines[line - 1].encode()[:at].decode()) for line, at in ends)
+        return first, last
 
     def mutants(self) -> Iterator[Mutant]:
         """All that there are."""
@@ -219,13 +205,12 @@ class Trial:
         files = set((ROOT / "tests").glob("*.py")) - {Path(__file__)}
         tests = sorted(path for path in files if path.name.startswith("test_") and path.name not in LEFT_OUT)
         self.of_module, self.of_all = sha([ROOT / MODULE]), sha([ROOT / MODULE, *files])
+        self.of_helpers = sha([ROOT / MODULE, *files.difference(tests)])
         self.seconds: dict[str, float] = {}
-        self.reached: dict[int, list[str]] = defaultdict(list)  # the tests, by line
-        for measured in self.both(partial(self.measure, sha([ROOT / MODULE, *files.difference(tests)])), tests):
-            for test, (seconds, lines) in measured.items():
-                self.seconds[test] = seconds
-                for line in lines:
-                    self.reached[line].append(test)
+        self.reached: dict[str, list[int]] = {}  # the lines of statements, by test
+        for measured in self.both(self.measure, tests):
+            self.seconds |= {test: seconds for test, (seconds, _) in measured.items()}
+            self.reached |= {test: lines for test, (_, lines) in measured.items()}
 
     def both(self, step: Callable[[Path, Any], tuple[Any, str]], things: list[Any]) -> Iterator[Any]:
         """What a step finds out of each thing, two at once; it is told too."""
@@ -242,12 +227,11 @@ class Trial:
                 print(f"{number}/{len(things)} {text}", flush=True)
                 yield value
 
-    def keep(self, of: str, what: str, value: Any) -> Any:
+    def keep(self, of: str, what: str, value: Any) -> None:
         """Remember a finding, and of which files it holds."""
         self.known[of, what] = value
         with open(self.file, "a") as stream:
             stream.write(json.dumps([of, what, value]) + "\n")
-        return value
 
     def pytest(self, tree: Path, source: str, words: list[str], patience: float) -> tuple[int, dict[str, Any]]:
         """Run tests of a module; the exit code, and of each test its outcome and how long it took."""
@@ -269,38 +253,36 @@ class Trial:
         shutil.rmtree(temporary, ignore_errors=True)
         if ended in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL):
             raise SystemExit(f"pytest was ended from outside, by signal {-ended}: that says nothing of a mutant")
-        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-        names = [f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}" for case in cases]
-        outcomes = [(next((child.tag for child in case), "passed"), float(case.get("time", 0))) for case in cases]
-        return run.returncode, dict(zip(names, outcomes))
+        outcomes = {}
+        for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+            name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+            outcomes[name] = (next((child.tag for child in case), "passed"), float(case.get("time", 0)))
+        return run.returncode, outcomes
 
-    def measure(self, of_helpers: str, tree: Path, file: Path) -> tuple[dict[str, Any], str]:
+    def measure(self, tree: Path, file: Path) -> tuple[dict[str, Any], str]:
         """How long each test of a file takes, and which statements it reaches."""
-        of, log = of_helpers + sha([file]), tree / "reached.log"
+        of, log = self.of_helpers + sha([file]), tree / "reached.log"
         if (of, file.name) not in self.known:
             log.write_text("")
             outcomes = self.pytest(tree, self.module.probed(log), [f"tests/{file.name}"], 300)[1]
             if not outcomes:
                 raise SystemExit(f"the tests of {file.name} can't be measured")
-            found = {test: (seconds, set[int]()) for test, (how, seconds) in outcomes.items() if how == "passed"}
+            lines = defaultdict[str, set[int]](set)
             for line, _, test in (entry.partition(" ") for entry in log.read_text().splitlines()):
-                if test in found:
-                    found[test][1].add(int(line))
-            self.keep(of, file.name, {test: (seconds, sorted(lines)) for test, (seconds, lines) in found.items()})
-            failed = [test for test, (how, _) in outcomes.items() if how not in ("passed", "skipped")]
-            print(*(f"not counted, for it fails as it is: {test}" for test in failed), sep="\n")
+                lines[test].add(int(line))
+            passed = {test: (time, sorted(lines[test])) for test, (how, time) in outcomes.items() if how == "passed"}
+            self.keep(of, file.name, passed)
+            for test, (how, _) in outcomes.items():
+                if how not in ("passed", "skipped"):
+                    print(f"not counted, for it fails as it is: {test}")
         tests = self.known[of, file.name]
         return tests, f"{file.name}: {len(tests)} tests, {sum(seconds for seconds, _ in tests.values()):.0f} s"
 
     def order(self, mutant: Mutant) -> list[str]:
-        """The tests that reach a mutant, those first that are quick and at work around it where few others are."""
-        worth: dict[str, float] = defaultdict(float)
-        for there in (self.reached[line] for line in {line + near for line in mutant.reach for near in range(-10, 15)}):
-            for test in there:
-                worth[test] += 1 / len(there)
-        tests = {test for line in mutant.reach for test in self.reached[line]}
-        tests = {test for test in tests if mutant.chapter == MAP or MAP_TESTS not in test}
-        return sorted(tests, key=lambda test: ((self.seconds[test] + 0.1) / worth[test], test))
+        """The tests that reach a mutant, quick and special ones first."""
+        tests = [test for test, lines in self.reached.items() if not mutant.reach.isdisjoint(lines)]
+        tests = [test for test in tests if mutant.chapter == MAP or MAP_TESTS not in test]
+        return sorted(tests, key=lambda test: (self.seconds[test] + 0.1) * len(self.reached[test]))
 
     def judge(self, tree: Path, mutant: Mutant) -> tuple[str, str]:
         """Which test notices a mutant, "" where none does."""
@@ -336,13 +318,12 @@ def sha(files: Iterable[Path]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    place = Path(tempfile.gettempdir(), "mutants")
     parser.add_argument("--chapter", default="", help="part of chapters' names")
     parser.add_argument("--only", type=int, action="append", metavar="LINE", help="all mutants of a line; repeatable")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="about how many, of all chapters")
-    parser.add_argument(
-        "--place", type=Path, default=Path(tempfile.gettempdir()) / "mutants", help="a folder to work in"
-    )
+    parser.add_argument("--place", type=Path, default=place, help="a folder to work in")
     parser.add_argument("--list", action="store_true", help="show the mutants, try none")
     given = parser.parse_args()
     module = Module((ROOT / MODULE).read_text(encoding="utf-8"))
@@ -351,15 +332,16 @@ def main() -> None:
         print(*map(module.text, mutants), sep="\n")
         return
     trial = Trial(module, given.place)
-    killers = list(trial.both(trial.judge, mutants))
-    survivors = [mutant for mutant, killer in zip(mutants, killers) if not killer]
+    survivors = [mutant for mutant, killer in zip(mutants, list(trial.both(trial.judge, mutants))) if not killer]
     print(f"\n{'':32} mutants  killed  survived")
-    for chapter in [*dict.fromkeys(mutant.chapter for mutant in mutants), ""]:
-        total, alive = (sum(chapter in ("", mutant.chapter) for mutant in some) for some in (mutants, survivors))
-        print(f"{chapter or 'all':32} {total:7} {(total - alive) / total:7.0%} {alive:9}")
-    print(
-        *(module.text(mutant) + "   (reached by no test)" * (not trial.order(mutant)) for mutant in survivors), sep="\n"
-    )
+    total, alive = (Counter(mutant.chapter for mutant in some) for some in (mutants, survivors))
+    for name, of, left in [
+        *((name, total[name], alive[name]) for name in total),
+        ("all", len(mutants), len(survivors)),
+    ]:
+        print(f"{name:32} {of:7} {(of - left) / of:7.0%} {left:9}")
+    for mutant in survivors:
+        print(module.text(mutant) + "   (reached by no test)" * (not trial.order(mutant)))
 
 
 if __name__ == "__main__":

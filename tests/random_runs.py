@@ -29,13 +29,12 @@ from faults import BAD_TOKEN, FINISH, IMAGES, MANIFEST, ME, NO, OFFSET, PHOTO, T
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox, graph_error
-from support import FastRun, account, resume_of, service_of
+from support import RESUME, FastRun, account, resume_of, service_of
 
 MOST_RUNS = 40  # that a tour may take
+LIMITED = ("ANSWER_SECONDS", "CONNECT_SECONDS")  # how long a call may take in this process
 CALM = 8  # runs after which nothing fails any more
-LIMITS = [
-    {"status": status, "body": graph_error("no", code=code)} for status in (400, 403, 429) for code in (4, 17, 613)
-]
+LIMITS = [{"status": status, "body": graph_error("", code=code)} for status in (400, 403, 429) for code in (4, 17, 613)]
 WITHOUT_EFFECT: list[Json] = [  # what Mapillary never says of a call that has worked
     *LIMITS, {"status": 429, "headers": {"Retry-After": "7"}}, {"status": 400, "body": NO}, {"status": 401, "body": BAD_TOKEN},
     {"status": 400, "body": TRANSIENT}, {"status": 412, "body": NO},
@@ -58,12 +57,6 @@ def random_faults(chance: random.Random) -> Iterator[Fault]:
         yield Fault(match, times=chance.choice([1, 2, 5, 50]), after=chance.choice([0, 0, 1, 4, 8]), **kind)
 
 
-def limit_calls(seconds: float) -> None:
-    """How long a call may take in this process."""
-    limits: Json = {"ANSWER_SECONDS": seconds, "CONNECT_SECONDS": seconds}
-    vars(mu).update(limits)
-
-
 class Tour:
     """A tour, the stand-in that it is sent to, and what has become of it."""
 
@@ -84,11 +77,12 @@ class Tour:
                 self.sandbox.live_after = 10**9 if number < unseen else 0
                 self.sandbox.delay = self.chance.choice([0, 0, 0.02]) if self.kind != "faults" else 0
                 calm = number >= CALM
-                limit_calls(0.5)  # what hangs here is soon over
+                vars(mu).update(dict.fromkeys(LIMITED, 0.5))  # what hangs here is soon over
                 self.sandbox.faults = [*random_faults(self.chance)] if self.kind != "signals" and not calm else []
                 if not calm and self.chance.random() < 0.1:
                     self.sandbox.forget_uploads("[0-7].[.]" if self.chance.random() < 0.5 else "")
-                stuck = [uuid for uuid, s in self.sequences() if s["state"] in ("publishing", "unconfirmed")]
+                known = resume_of(self.folder)["sequences"] if (self.folder / RESUME).exists() else {}
+                stuck = [uuid for uuid in known if known[uuid]["state"] in ("publishing", "unconfirmed")]
                 again = frozenset(stuck if number > unseen + 1 else ())
                 code = self.run_here(again) if self.kind == "faults" else self.run_process(again, calm)
                 self.figures.update({"runs": 1, f"exit {code}": 1, "republished": len(again)})
@@ -99,20 +93,14 @@ class Tour:
             self.figures["requests"] += len(self.sandbox.requests)
             return [*self.wrong(code)]
 
-    def sequences(self) -> list[tuple[str, Json]]:
-        """Those in the resume file."""
-        there = (self.folder / "mapillary_uploader.json").exists()
-        return list(resume_of(self.folder)["sequences"].items()) if there else []
-
     def run_here(self, republish: frozenset[str]) -> int:
         """A run in this process."""
         counts: Json = {"workers": self.chance.randint(1, 5), "retries": self.chance.randint(0, 3)}
         settings = mu.Settings(**counts, patience=self.chance.choice([0, 0, 1]), republish=republish)
         try:
             owner, run = account(self.sandbox), FastRun()
-            return int(
-                mu.publish(mu.check_folder(self.folder, settings, run), owner, service_of(self.sandbox), run).code
-            )
+            tour = mu.check_folder(self.folder, settings, run)
+            return int(mu.publish(tour, owner, service_of(self.sandbox), run).code)
         except mu.UploaderError as error:
             return int(error.code)
 
@@ -122,9 +110,7 @@ class Tour:
         words = ["--quiet", "--retries=1", "--patience=0", *(f"--republish={uuid}" for uuid in sorted(republish))]
         with started(self.folder, self.sandbox, *words) as process:
             latest = time.monotonic() + self.chance.choice([1, 3])  # it may hang before
-            while process.poll() is None and (
-                calm or (len(self.sandbox.requests) < until and time.monotonic() < latest)
-            ):
+            while process.poll() is None and (calm or len(self.sandbox.requests) < until and time.monotonic() < latest):
                 time.sleep(0.002)
             if process.poll() is None:
                 number = self.chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL])
@@ -150,7 +136,7 @@ class Tour:
             yield f"left behind: {left}"
         before = len(self.sandbox.requests)
         self.sandbox.clear_faults()
-        limit_calls(30)
+        vars(mu).update(dict.fromkeys(LIMITED, 30.0))
         if not code and (self.run_here(frozenset()) or [r for r in self.sandbox.requests[before:] if r.path != "/me"]):
             yield "the next run is not idle"
 

@@ -12,10 +12,10 @@ People use it from the command line; it starts a command that then talks to the 
     python tests/sandbox.py --serve
 
 It speaks the part of Mapillary's API v4 that an uploader needs, over real sockets, on 127.0.0.1 only. The Graph API is
-below /graph, the upload service below /upload; a `Fault` makes either of them misbehave. A request takes this way:
-`Sandbox._serve` (one thread a connection) reads its head with `Wire`, notes it as a `Request`, picks the `Fault` if
-there is one, and lets a handler of `Sandbox` turn the `Call` into an `Answer`. Large bodies are hashed as they arrive
-and never copied, so that the sandbox isn't the slow part when it is used for measuring.
+below /graph, the upload service below /upload; a `Fault` makes either of them misbehave. A request takes this way: a
+`Connection` (one thread each) has http.server read its head, `Sandbox.exchange` notes it as a `Request`, picks the
+`Fault` if there is one, and lets a handler turn the `Call` into an `Answer`. Large bodies are hashed as they arrive and
+not kept, so that the sandbox isn't the slow part when it is used for measuring.
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from http.client import responses
+from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
-from pathlib import Path
+from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import factory
+
 JSON = dict[str, Any]
 
-RECEIVE_BUFFER = 1 << 18  # bytes; larger ones were no faster
+BLOCK = 1 << 18  # bytes of a body read at once; more were no faster
 HEAD_KEPT = 1 << 18  # bytes of a photo kept until it is complete, to find its EXIF in
 TICK = 0.02  # seconds; a limited bandwidth is handed out in portions of this length
 PATIENCE = 2.0  # seconds spent on reading the rest of a request that was answered early
@@ -82,7 +86,7 @@ class Request:
     service: str  # "graph", "upload", or "" for paths outside of both
     query: dict[str, str]
     headers: dict[str, str]  # keys in lower case
-    started: float
+    started: float = field(default_factory=time.monotonic)
     ended: float = math.inf  # while it is under way
     status: int = 0
     body_size: int = 0  # bytes of the body that were received
@@ -149,21 +153,21 @@ class Upload:
 
     key: str
     owner: Account
-    begun: float = field(default_factory=time.monotonic)
-    data: bytearray = field(default_factory=bytearray, repr=False)  # all bytes if Sandbox.keep, else only the first
+    data: bytearray = field(default_factory=bytearray)  # all bytes if Sandbox.keep, else only the first
     size: int = 0
     handle: str | None = None  # once complete
     manifest: JSON | None = None
-    tags: dict[int, str] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    description: JSON = field(default_factory=dict)  # of a complete photo
+    camera: JSON = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     writer: object = None  # the call that may append: a newer one displaces an older one
-    digest: Any = field(default_factory=hashlib.md5, repr=False)
+    digest: Any = field(default_factory=hashlib.md5)
 
     @property
     def md5(self) -> str:
         return str(self.digest.hexdigest())
 
-    def append(self, block: memoryview, writer: object, sandbox: Sandbox) -> None:
+    def append(self, block: bytes, writer: object, sandbox: Sandbox) -> None:
         """Takes a block in. Raises Reset if another call has taken over."""
         with self.lock:
             if self.writer is not writer:
@@ -182,7 +186,9 @@ class Upload:
         """Reads what publishing needs to know, and gives the handle; always the same for an account and key."""
         if self.handle is None:
             head = bytes(self.data[:HEAD_KEPT])
-            self.tags, self.manifest = exif_strings(head), parsed_object(head)
+            tags, self.manifest = factory.texts_of(head), parsed_object(head)
+            self.description = parsed_object(tags.get(0x010E, "")) or {}
+            self.camera = {"make": tags.get(0x010F), "model": tags.get(0x0110)}
             self.data = self.data if keep else bytearray()
             self.handle = "h:" + hashlib.sha256(f"{self.owner.id}/{self.key}".encode()).hexdigest()[:40]
         return self.handle
@@ -197,10 +203,10 @@ class Published:
     session_key: str
     size: int
     md5: str
-    data: bytearray = field(repr=False)  # all bytes if Sandbox.keep, else none
+    data: bytearray  # all bytes if Sandbox.keep, else none
     description: JSON
     camera: JSON  # make and model as EXIF has them
-    published_at: float  # time.time()
+    published_at: float = field(default_factory=time.time)
 
     @property
     def name(self) -> str:
@@ -215,7 +221,6 @@ class Cluster:
     user_id: str
     username: str
     organization_id: str | None
-    manifest_handle: str
     photos: tuple[Published, ...]
 
 
@@ -230,8 +235,10 @@ class Reset(Dropped):
     """The same, abruptly."""
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(eq=False)
+class Answer(Exception):
+    """What a handler gives back, or raises where it refuses."""
+
     body: bytes | JSON
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -243,14 +250,6 @@ class Answer:
         return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body
 
 
-class Refusal(Exception):
-    """A request is answered with an error."""
-
-    def __init__(self, status: int, payload: JSON) -> None:
-        super().__init__(payload)
-        self.answer = Answer(payload, status)
-
-
 def graph_error(message: str, **more: object) -> JSON:
     return {"error": {"message": message, "type": "OAuthException", "code": 100} | more}
 
@@ -259,12 +258,47 @@ def upload_error(kind: str, message: str, retriable: bool = False) -> JSON:
     return {"debug_info": {"retriable": retriable, "type": kind, "message": message}}
 
 
-TOO_MUCH = graph_error("Please reduce the amount of data you're asking for, then retry your request", code=1)
-
-
 def require(condition: object, message: str) -> None:
     if not condition:
-        raise Refusal(400, graph_error(message))
+        raise Answer(graph_error(message), 400)
+
+
+class Listener(ThreadingTCPServer):
+    allow_reuse_address = os.name != "nt"  # there it would let two sandboxes share a port
+    daemon_threads = True
+    request_queue_size = 128
+
+    def shutdown_request(self, request: Any) -> None:
+        self.close_request(request)  # at once: a FIN first would spoil a reset
+
+
+class Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def __init__(self, sandbox: Sandbox, *accepted: Any) -> None:
+        self.sandbox = sandbox
+        super().__init__(*accepted)
+
+    def handle(self) -> None:
+        """Answers requests until either side ends the connection."""
+        try:
+            self.sandbox.peers.add(self.connection)
+            super().handle()
+        except Reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD_CLOSE)
+        except (Dropped, OSError, ValueError):
+            pass
+        finally:
+            self.sandbox.peers.discard(self.connection)
+
+    def do_GET(self) -> None:
+        self.sandbox.exchange(self)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Throttle:
@@ -281,97 +315,56 @@ class Throttle:
             start = max(self._booked_until, time.monotonic() - 2 * TICK)
             self._booked_until = start + size / rate
             pause = self._booked_until - time.monotonic()
-        if pause > 0:
-            time.sleep(pause)
-
-
-class Wire:
-    """One connection: a small HTTP/1.1 parser that hands out bodies as views into its receive buffer."""
-
-    def __init__(self, peer: socket.socket) -> None:
-        self.peer, self._file, self._view = peer, peer.makefile("rb"), memoryview(bytearray(RECEIVE_BUFFER))
-
-    def close(self) -> None:
-        self._file.close()
-        self.peer.close()
-
-    def head(self) -> Request:
-        """The next request up to its body. Raises ValueError if it isn't HTTP, or the client has gone."""
-        method, target, _ = self._line().split(" ")
-        started = time.monotonic()
-        headers = {}
-        while line := self._line():
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        url = urlsplit(target)
-        found = re.match(r"/(graph|upload)(?=/)", url.path)
-        service, path = (found[1], url.path[found.end() :]) if found else ("", url.path)
-        return Request(method, path, service, dict(parse_qsl(url.query)), headers, started)
-
-    def body(self, headers: dict[str, str]) -> Iterator[memoryview]:
-        """The blocks of a request's body. Each is valid until the next one is asked for."""
-        if headers.get("transfer-encoding", "").lower() != "chunked":
-            yield from self._take(int(headers.get("content-length", "0")))
-            return
-        while size := int(self._line().split(";")[0], 16):
-            yield from self._take(size)
-            self._line()
-        self._line()
-
-    def _line(self) -> str:
-        return self._file.readline(RECEIVE_BUFFER).decode("latin-1").rstrip("\r\n")
-
-    def _take(self, size: int) -> Iterator[memoryview]:
-        while size > 0:
-            count = self._file.readinto1(self._view[:size])
-            if not count:
-                raise Dropped("closed by the client")
-            yield self._view[:count]
-            size -= count
+        time.sleep(max(0.0, pause))
 
 
 class Call:
     """A request being handled."""
 
-    def __init__(self, request: Request, fault: Fault, wire: Wire, limits: list[tuple[Throttle, float]]) -> None:
-        self.request, self.fault, self.peer, self._limits = request, fault, wire.peer, limits
+    def __init__(self, request: Request, fault: Fault, line: Connection, limits: list[tuple[Throttle, float]]) -> None:
+        self.request, self.fault, self.line, self._limits = request, fault, line, limits
         self.complete = False  # the body was read to its end
-        self._source = wire.body(request.headers)
+        self.blocks = self._blocks()  # what hasn't been read of the body yet
 
-    def blocks(self) -> Iterator[memoryview]:
-        """What hasn't been read of the body yet, at the speed that is allowed, and up to where the fault strikes."""
-        limit = self.fault.drop_after
-        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=RECEIVE_BUFFER)
-        for block in self._source:
-            for start in range(0, len(block), portion):
-                piece = block[start : start + portion]
-                if limit is not None:
-                    piece = piece[: limit - self.request.body_size]
-                for throttle, rate in self._limits:
-                    throttle.take(len(piece), rate)
-                self.request.body_size += len(piece)
-                yield piece
-                if self.request.body_size == limit:
-                    raise Reset
+    def _blocks(self) -> Iterator[bytes]:
+        """The body, at the speed that is allowed, and up to where the fault strikes."""
+        stream, headers = self.line.rfile, self.request.headers
+        limit = math.inf if self.fault.drop_after is None else self.fault.drop_after
+        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=BLOCK)
+        chunked = headers.get("transfer-encoding", "").lower() == "chunked"
+        left = 0 if chunked else int(headers.get("content-length", "0"))
+        while left or chunked and (left := int(stream.readline(99).split(b";")[0], 16)):
+            block = stream.read1(int(min(left, portion, limit - self.request.body_size)))
+            if not block:
+                raise Dropped("closed by the client")
+            for throttle, rate in self._limits:
+                throttle.take(len(block), rate)
+            self.request.body_size += len(block)
+            left -= len(block)
+            yield block
+            if self.request.body_size == limit:
+                raise Reset
+            if chunked and not left:
+                stream.readline(99)
+        if chunked:
+            stream.readline(99)
         self.complete = True
 
     def form(self) -> JSON:
-        """The fields of a JSON or form body."""
-        body = self.request.body = b"".join(bytes(block) for block in self.blocks())
-        if "urlencoded" in self.request.headers.get("content-type", ""):
-            return dict(parse_qsl(body.decode()))
-        fields = parsed_object(body)
+        """The fields of a JSON body."""
+        self.request.body = b"".join(self.blocks)
+        fields = parsed_object(self.request.body)
         require(fields is not None, "The body is not a JSON object")
         return fields or {}
 
     def discard(self, seconds: float = FOREVER) -> None:
         """Reads the rest of the body, as long as that doesn't take too long."""
         deadline = time.monotonic() + seconds
-        self.peer.settimeout(seconds)
-        for _ in self.blocks():
+        self.line.connection.settimeout(seconds)
+        for _ in self.blocks:
             if time.monotonic() > deadline:
                 return
-        self.peer.settimeout(None)
+        self.line.connection.settimeout(None)
 
     def token(self) -> str:
         scheme, _, token = self.request.headers.get("authorization", "").partition(" ")
@@ -390,15 +383,11 @@ class Sandbox:
     bandwidth: float | None = None  # bytes/s that all connections share
     keep: bool = True  # keep all bytes; without it memory doesn't grow with the photos
     hashing: bool = True  # take the md5 of what arrives, and refuse what isn't what its key says
-    verbose: bool = False  # a line on stderr for each request
     idle: float | None = None  # seconds after which a connection without a request gets an unasked 408 and is closed
-    strict: bool = True  # a second finish_upload of a manifest makes a second cluster; else it gives the first one's id
     retakes: bool = False  # offset 0 of a complete session takes the bytes again; else 412, as for any wrong offset
-    session_life: float = math.inf  # seconds after its first POST in which an upload and its handle are known
     live_after: float = 0.0  # seconds from publishing to appearing in GET /images
     hidden: set[str] = field(default_factory=set)  # session keys of photos that never appear
     extra_images: list[JSON] = field(default_factory=list)  # more results for GET /images; `show` makes them
-    drop_fields: set[str] = field(default_factory=set)  # fields that images lack
     page_size: int = 1000  # images in a page at most
     accounts: list[Account] = field(default_factory=lambda: [Account()])
     organizations: dict[str, JSON] = field(default_factory=lambda: {"2002": dict(ORGANIZATION)})  # by id
@@ -418,7 +407,7 @@ class Sandbox:
         self._codes: dict[str, str] = {}  # OAuth code → redirect_uri
         self._issued: dict[str, float] = {}  # token of the first account → end of its life
         self._lock, self._line, self._closing = threading.RLock(), Throttle(), threading.Event()
-        self._peers: set[socket.socket] = set()
+        self.peers: set[socket.socket] = set()
 
     # -- life --
 
@@ -431,38 +420,32 @@ class Sandbox:
 
     def start(self) -> None:
         self._closing.clear()
-        self._listener = socket.socket()
-        if os.name != "nt":  # there it would let two sandboxes share a port
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", self.port))
-        self._listener.listen(128)
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._listener = Listener(("127.0.0.1", self.port), partial(Connection, self))
+        self.port = self._listener.socket.getsockname()[1]
+        threading.Thread(target=self._listener.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
         """Stops listening and breaks all connections."""
         self._closing.set()
-        with self._lock:
-            for end in [self._listener, *self._peers]:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for end in [self._listener.socket, *self.peers]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._listener.shutdown()
+        self._listener.server_close()
 
     def reset(self) -> dict[str, int]:
-        """Forgets what clients have done, and gives the counts of it. Settings and faults stay."""
+        """Forgets what clients have done, and tells how much was published. Settings and faults stay."""
         with self._lock:
-            stats = self.stats()
-            for memory in (self._uploads, self._codes, self._issued, self.requests, self.clusters, self.finish_calls):
-                memory.clear()
-            self.corrupt.clear()
-        return stats
+            counts = {"photos": len(self.published)}
+            for name in ("_uploads", "_codes", "_issued", "requests", "clusters", "finish_calls", "corrupt"):
+                getattr(self, name).clear()
+        return counts
 
     def forget_uploads(self, match: str = "") -> None:
         """Lets uploads and handles expire whose key matches, now; what is published stays."""
         with self._lock:
-            for account, key in list(self._uploads):
-                if re.search(match, key):
-                    del self._uploads[account, key]
+            for account, key in [name for name in self._uploads if re.search(match, name[1])]:
+                del self._uploads[account, key]
 
     def clear_faults(self) -> None:
         self.faults.clear()
@@ -499,14 +482,15 @@ class Sandbox:
         twice = []
         for photo in self.published:
             marks: set[object] = {(photo.name, photo.description.get("MAPCaptureTime"))}
-            marks |= {picture_of(photo.data)} if photo.data else set()
+            if data := bytes(photo.data):  # tagging, renaming and copying don't change what begins at the first scan
+                marks.add(data[next(part.offset for part in factory.segments(data) if part.marker == 0xDA) :])
             twice += [photo.name] if marks & seen else []
             seen |= marks
         return twice
 
     def posts(self, ending: str = "") -> list[Request]:
         """The POSTs to the upload service, whatever became of them: all, or those to keys with that ending."""
-        posts = [request for request in list(self.requests) if request.service + request.method == "uploadPOST"]
+        posts = [r for r in list(self.requests) if (r.service, r.method) == ("upload", "POST")]
         return [request for request in posts if request.path.endswith(ending)]
 
     @property
@@ -525,76 +509,43 @@ class Sandbox:
         self.extra_images.append(image_of(description, **known | changes))
         return self.extra_images[-1]
 
-    def stats(self) -> dict[str, int]:
-        with self._lock:
-            return {
-                "requests": len(self.requests),
-                "bytes_received": sum(request.body_size for request in self.requests),
-                "uploads": sum(upload.handle is not None for upload in self._uploads.values()),
-                "clusters": len(self.clusters),
-                "photos": len(self.published),
-                "max_in_flight": self.max_in_flight,
-            }
+    # -- requests --
 
-    # -- connections --
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while not self._closing.is_set():
-                threading.Thread(target=self._serve, args=(listener.accept()[0],), daemon=True).start()
-
-    def _serve(self, peer: socket.socket) -> None:
-        """Answers the requests of one connection until either side ends it."""
-        wire = Wire(peer)
-        with self._lock:
-            self._peers.add(peer)
-        try:
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while not self._closing.is_set() and self._exchange(wire):
-                if self.idle is not None and not select.select([peer], [], [], self.idle)[0]:
-                    peer.sendall(UNASKED)
-                    break
-        except Reset:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD_CLOSE)
-        except (Dropped, OSError, ValueError):
-            pass
-        finally:
-            with self._lock:
-                self._peers.discard(peer)
-                wire.close()
-
-    def _exchange(self, wire: Wire) -> bool:
-        """Answers one request; False if the connection can't be used for another."""
-        request = wire.head()
-        call = self._call(request, wire)
+    def exchange(self, line: Connection) -> None:
+        """Answers one request; says of the connection whether it can't be used for another."""
+        call = self._call(line)
+        request = call.request
         try:
             answer = self._respond(call)
             request.status, request.ended = answer.status, time.monotonic()
             data, step = answer.encoded(), 1 if call.fault.drip else sys.maxsize
             for start in range(0, len(data), step):
                 self._closing.wait(call.fault.drip)
-                wire.peer.sendall(data[start : start + step])
+                line.wfile.write(data[start : start + step])
         finally:
             request.ended = min(request.ended, time.monotonic())
-            if self.verbose:  # in one piece: print() would let other threads' lines in before the line's end
-                took = f"{request.ended - request.started:.3f} s"
-                sys.stderr.write(f"sandbox: {request.route} {request.status}, {request.body_size} B, {took}\n")
         if not call.complete:
             call.discard(PATIENCE)
-        ends = {request.headers.get("connection", "").lower(), answer.headers.get("Connection", "")}
-        return call.complete and "close" not in ends
+        ends = not call.complete or answer.headers.get("Connection") == "close"
+        line.close_connection |= ends or self._closing.is_set()
+        if self.idle is not None and not select.select([line.connection], [], [], self.idle)[0]:
+            line.wfile.write(UNASKED)
+            line.close_connection = True
 
-    def _call(self, request: Request, wire: Wire) -> Call:
+    def _call(self, line: Connection) -> Call:
         """Notes the request and picks its fault."""
+        url, headers = urlsplit(line.path), {name.lower(): value for name, value in line.headers.items()}
+        found = re.match(r"/(graph|upload)(?=/)", url.path)
+        service, path = (found[1], url.path[found.end() :]) if found else ("", url.path)
+        request = Request(line.command, path, service, dict(parse_qsl(url.query)), headers)
         with self._lock:
-            if not request.path.startswith("/sandbox/"):
-                self.requests.append(request)
+            self.requests.append(request)
             fault = next((fault for fault in self.faults if fault.hits(request)), NO_FAULT)
         rates = ((self._line, self.bandwidth), (Throttle(), fault.read_rate))
         limits = [(throttle, rate) for throttle, rate in rates if rate]
         if limits or fault.unread:  # else the system takes in megabytes that nobody has read
-            wire.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        return Call(request, fault, wire, limits)
+            line.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        return Call(request, fault, line, limits)
 
     def _respond(self, call: Call) -> Answer:
         """The answer to a request, with everything that its fault does to it."""
@@ -629,8 +580,8 @@ class Sandbox:
             answer = self._graph(call)
             call.discard()
             return answer
-        except Refusal as refusal:
-            return refusal.answer
+        except Answer as refusal:
+            return refusal
         except ValueError as error:  # numbers that are none
             return Answer(graph_error(str(error)), 400)
 
@@ -643,23 +594,22 @@ class Sandbox:
             "GET /me": lambda call: self._node(call, self._account(call).id),
             "POST /finish_upload": self._finish_upload,
             "GET /images": self._images,
-            "GET /sandbox/stats": lambda _: Answer(dict(self.stats())),
             "POST /sandbox/reset": lambda _: Answer(dict(self.reset())),
         }
         if handler := handlers.get(call.request.route):
             return handler(call)
         if found := re.fullmatch(r"GET /(\d+)", call.request.route):
             return self._node(call, found[1])
-        raise Refusal(404, graph_error(f"Unknown path {call.request.path}"))
+        raise Answer(graph_error(f"Unknown path {call.request.path}"), 404)
 
     def _account(self, call: Call) -> Account:
-        """Whose token the request carries. Raises Refusal as the service asked would."""
+        """Whose token the request carries. Raises Answer as the service asked would."""
         if account := self._owner(call.token()):
             return account
         message = "Invalid OAuth access token" if call.token() else "An access token is required"
         if call.request.service == "upload":
-            raise Refusal(401, upload_error("NotAuthorizedError", message))
-        raise Refusal(401, graph_error(message, code=190))
+            raise Answer(upload_error("NotAuthorizedError", message), 401)
+        raise Answer(graph_error(message, code=190), 401)
 
     def _owner(self, token: str) -> Account | None:
         if self._issued.get(token, 0.0) > time.time():
@@ -669,13 +619,13 @@ class Sandbox:
     def _login(self, call: Call) -> Answer:
         form = call.form()
         if not call.token().startswith("MLY|"):
-            raise Refusal(401, graph_error("Invalid client token", code=190))
+            raise Answer(graph_error("Invalid client token", code=190), 401)
         for account in self.accounts:
             if (account.email, account.password) == (form.get("email"), form.get("password")):
                 return Answer({"access_token": account.token, "user_id": account.id})
         title, advice = "Incorrect Login", "The email or password you entered is incorrect"
         more = {"error_subcode": 1348028, "error_user_title": title, "error_user_msg": advice}
-        raise Refusal(400, graph_error("Invalid parameter", **more))
+        raise Answer(graph_error("Invalid parameter", **more), 400)
 
     def _connect(self, call: Call) -> Answer:
         """The page where a user allows an application to act for them; the user is quick here."""
@@ -683,16 +633,15 @@ class Sandbox:
         require(query.get("client_id") == self.client_id, "Unknown client_id")
         require(query.get("response_type") == "code" and query.get("redirect_uri"), "Invalid request")
         code, address = secrets.token_hex(16), query["redirect_uri"]
+        self._codes[code] = address
         result = {"error": "user_denied"} if self.deny else {"code": code}
-        if not self.deny:
-            self._codes[code] = address
         result |= {"state": query["state"]} if "state" in query else {}
         return Answer(b"", 302, {"Location": f"{address}{'&' if '?' in address else '?'}{urlencode(result)}"})
 
     def _token(self, call: Call) -> Answer:
         form = call.form()
         if call.token() != self.client_secret or str(form.get("client_id", self.client_id)) != self.client_id:
-            raise Refusal(401, graph_error("Invalid client secret", code=190))
+            raise Answer(graph_error("Invalid client secret", code=190), 401)
         if form.get("grant_type") == "authorization_code":
             address = self._codes.pop(str(form.get("code")), None)
             require(address and address == form.get("redirect_uri", address), "Invalid code")
@@ -708,7 +657,7 @@ class Sandbox:
         self._account(call)
         nodes = {account.id: {"username": account.username} for account in self.accounts} | self.organizations
         if node_id not in nodes:
-            raise Refusal(400, graph_error(f"Object with ID '{node_id}' does not exist"))
+            raise Answer(graph_error(f"Object with ID '{node_id}' does not exist"), 400)
         return Answer(picked({"id": node_id, **nodes[node_id]}, call.request.query.get("fields", "id")))
 
     # -- upload service --
@@ -716,11 +665,9 @@ class Sandbox:
     def _upload(self, call: Call) -> Answer:
         account, key, method = self._account(call), call.request.path[1:], call.request.method
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
-            raise Refusal(400, upload_error("InvalidSessionKeyError", f"Not a session key: {key}"))
-        if method not in ("GET", "POST"):
-            raise Refusal(405, upload_error("MethodNotAllowedError", method))
+            raise Answer(upload_error("InvalidSessionKeyError", f"Not a session key: {key}"), 400)
         with self._lock:
-            upload = self._known_uploads().get((account.id, key)) or Upload(key, account)
+            upload = self._uploads.get((account.id, key)) or Upload(key, account)
             if method == "POST":
                 self._uploads[account.id, key] = upload
         if call.fault.forget:
@@ -731,33 +678,25 @@ class Sandbox:
         call.discard()
         return Answer({"offset": upload.size if call.fault.answer_offset is None else call.fault.answer_offset})
 
-    def _known_uploads(self) -> dict[tuple[str, str], Upload]:
-        """Those whose life isn't over. Call it with the lock."""
-        oldest = time.monotonic() - self.session_life
-        for name, upload in list(self._uploads.items()) if self.session_life < math.inf else ():
-            if upload.begun < oldest:
-                del self._uploads[name]
-        return self._uploads
-
     def _receive(self, call: Call, upload: Upload) -> str:
         """Appends a body to an upload and gives the handle."""
         headers = call.request.headers
         if headers.get("x-entity-name") != upload.key or not headers.get("offset", "").isdecimal():
-            raise Refusal(400, upload_error("InvalidHeaderError", "X-Entity-Name and Offset are required"))
+            raise Answer(upload_error("InvalidHeaderError", "X-Entity-Name and Offset are required"), 400)
         with upload.lock:
             offset = int(headers["offset"])
             if offset == 0 and upload.handle and self.retakes:
                 upload.forget()
             if offset != upload.size:
-                raise Refusal(412, upload_error("OffsetInvalidError", f"{offset} is not {upload.size}", retriable=True))
+                raise Answer(upload_error("OffsetInvalidError", f"{offset} is not {upload.size}", retriable=True), 412)
             upload.writer = call
-        for block in call.blocks():
+        for block in call.blocks:
             upload.append(block, call, self)
         with upload.lock:
             promised = re.fullmatch(r"mly_tools_([0-9a-f]{32})\.(jpg|json)", upload.key)
             if self.hashing and promised and promised[1] != upload.md5:
                 self.corrupt.append(upload.key)
-                raise Refusal(400, upload_error("ChecksumError", f"The md5 is {upload.md5}"))
+                raise Answer(upload_error("ChecksumError", f"The md5 is {upload.md5}"), 400)
             return upload.complete(self.keep)
 
     # -- publishing --
@@ -769,16 +708,13 @@ class Sandbox:
         require(form.get("file_type") == "mly_bundle_manifest", "Unknown file_type")
         require(organization is None or organization in self.organizations, "Unknown organization")
         with self._lock:
-            known = [c for c in self.clusters if (c.manifest_handle, c.user_id) == (handle, account.id)]
-            if self.strict or not known:
-                known = [self._publish(account, organization, handle, self._contents(account, handle))]
+            cluster = self._publish(account, organization, self._contents(account, handle))
             self.finish_calls.append(handle)
-        return Answer({"cluster_id": known[0].cluster_id})
+        return Answer({"cluster_id": cluster.cluster_id})
 
     def _contents(self, account: Account, handle: str) -> list[Upload]:
         """The photos that an uploaded manifest lists."""
-        uploads = self._known_uploads().values()
-        own = {str(upload.handle): upload for upload in uploads if upload.owner.id == account.id}
+        own = {str(upload.handle): upload for upload in self._uploads.values() if upload.owner.id == account.id}
         manifest = (own[handle].manifest if handle in own else None) or {}
         require(manifest, "file_handle is not a manifest")
         require(manifest.get("version") == "1" and manifest.get("upload_type") == "images", "Unknown kind of manifest")
@@ -789,19 +725,16 @@ class Sandbox:
         require(len(known) == len(photos), "The manifest lists unknown image handles")
         return known
 
-    def _publish(self, account: Account, organization: str | None, handle: str, uploads: list[Upload]) -> Cluster:
+    def _publish(self, account: Account, organization: str | None, uploads: list[Upload]) -> Cluster:
         number = len(self.clusters) + 1
         names: dict[str, str] = {}  # a sequence id for each MAPSequenceUUID
         photos = []
         for place, upload in enumerate(uploads, 70_000_000 + number * 10_000):
-            description = parsed_object(upload.tags.get(0x010E, "").encode()) or {}
-            camera = {"make": upload.tags.get(0x010F), "model": upload.tags.get(0x0110)}
-            uuid = str(description.get("MAPSequenceUUID", ""))
-            ids = (str(place), names.setdefault(uuid, f"sequence-{number}-{len(names) + 1}"), upload.key)
-            data = upload.data if self.keep else bytearray()
-            photos.append(Published(*ids, upload.size, upload.md5, data, description, camera, time.time()))
-        cluster_id = str(555_000_000_000_000 + number)
-        cluster = Cluster(cluster_id, account.id, account.username, organization, handle, tuple(photos))
+            uuid = str(upload.description.get("MAPSequenceUUID", ""))
+            sequence = names.setdefault(uuid, f"sequence-{number}-{len(names) + 1}")
+            content = (upload.size, upload.md5, upload.data, upload.description, upload.camera)
+            photos.append(Published(str(place), sequence, upload.key, *content))
+        cluster = Cluster(str(555_000_000_000_000 + number), account.id, account.username, organization, tuple(photos))
         self.clusters.append(cluster)
         return cluster
 
@@ -816,8 +749,7 @@ class Sandbox:
             found = [image for image in self._live() if matches(image, query)]
         start = int(query.get("after", "0"))
         stop = start + min(limit, self.page_size)
-        fields = ",".join(set(query.get("fields", "id").split(",")) - self.drop_fields)
-        page: JSON = {"data": [picked(image, fields) for image in found[start:stop]]}
+        page: JSON = {"data": [picked(image, query.get("fields", "id")) for image in found[start:stop]]}
         if stop < len(found):
             page["paging"] = {"next": f"{self.url}/graph/images?{urlencode(query | {'after': str(stop)})}"}
         return Answer(page)
@@ -827,7 +759,7 @@ class Sandbox:
         images: list[JSON] = []
         for cluster in self.clusters:
             who: JSON = {"creator": {"id": cluster.user_id, "username": cluster.username}}
-            who |= {"organization_id": cluster.organization_id} if cluster.organization_id else {}
+            who["organization_id"] = cluster.organization_id
             for photo in cluster.photos:
                 if photo.published_at + self.live_after <= time.time() and photo.session_key not in self.hidden:
                     known = {"id": photo.image_id, "sequence": photo.sequence_id}
@@ -842,13 +774,9 @@ class Sandbox:
 
 def image_of(description: JSON, **known: object) -> JSON:
     """A photo as GET /images knows it, where what is None is absent; `known` is what its description doesn't tell."""
-    image: JSON = {
-        "captured_at": epoch_ms(description),
-        "compass_angle": (description.get("MAPCompassHeading") or {}).get("TrueHeading"),
-        "make": description.get("MAPDeviceMake", description.get("make")),
-        "model": description.get("MAPDeviceModel", description.get("model")),
-        "is_pano": True,
-    }
+    image: JSON = {"captured_at": epoch_ms(description), "is_pano": True}
+    image["compass_angle"] = (description.get("MAPCompassHeading") or {}).get("TrueHeading")
+    image |= {name: description.get(f"MAPDevice{name.title()}", description.get(name)) for name in ("make", "model")}
     if "MAPLatitude" in description and "MAPLongitude" in description:
         longitude, latitude = description["MAPLongitude"], description["MAPLatitude"]
         image["geometry"] = {"type": "Point", "coordinates": [longitude, latitude]}
@@ -858,7 +786,7 @@ def image_of(description: JSON, **known: object) -> JSON:
 
 
 def matches(image: JSON, query: dict[str, str]) -> bool:
-    """Whether an image passes the filters of a search. Raises Refusal if they can't be understood."""
+    """Whether an image passes the filters of a search. Raises Answer if they can't be understood."""
     taken = image.get("captured_at", math.nan)  # which is within no limits
     creator = image.get("creator") or {}
     return (
@@ -870,17 +798,15 @@ def matches(image: JSON, query: dict[str, str]) -> bool:
 
 
 def query_ms(text: str) -> float:
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() * 1000
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000
 
 
 def epoch_ms(description: JSON) -> int | None:
     """MAPCaptureTime in ms since 1970, if it is there and right."""
-    try:
-        moment = datetime.strptime(str(description.get("MAPCaptureTime")), "%Y_%m_%d_%H_%M_%S_%f")
-    except ValueError:
-        return None
-    return round(moment.replace(tzinfo=timezone.utc).timestamp() * 1000)
+    with contextlib.suppress(ValueError):
+        moment = datetime.strptime(f"{description.get('MAPCaptureTime')}Z", "%Y_%m_%d_%H_%M_%S_%f%z")
+        return round(moment.timestamp() * 1000)
+    return None
 
 
 def picked(node: JSON, fields: str) -> JSON:
@@ -888,52 +814,11 @@ def picked(node: JSON, fields: str) -> JSON:
     return {name: value for name, value in node.items() if name == "id" or name in fields.split(",")}
 
 
-def parsed_object(data: bytes) -> JSON | None:
+def parsed_object(text: bytes | str) -> JSON | None:
     """A JSON object, or None if it is something else."""
     with contextlib.suppress(ValueError):
-        value = json.loads(data) if data[:1] == b"{" else None
-        return value if isinstance(value, dict) else None
+        return value if isinstance(value := json.loads(text), dict) else None
     return None
-
-
-def segments(photo: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment of a JPEG, up to the header of its first scan."""
-    place, marker = 2, 0
-    while marker != 0xDA:
-        if photo[place] != 0xFF:
-            raise ValueError(f"no marker at {place}")
-        if (marker := photo[place + 1]) == 0xFF:  # a fill byte
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(photo[place + 2 : place + 4], "big")
-        yield marker, place + 4, end
-        place = end
-
-
-def picture_of(photo: bytes | bytearray) -> str:
-    """The MD5 of all that follows the header of a JPEG's first scan: tagging, renaming and copying don't change it."""
-    *_, (_, _, end) = segments(photo)
-    return hashlib.md5(photo[end:]).hexdigest()
-
-
-def exif_strings(photo: bytes) -> dict[int, str]:
-    """The text tags of a JPEG's main EXIF directory by number; {} if it can't be read.
-
-    Written without a look at the uploader, so that the two don't share a mistake.
-    """
-    tags = {}
-    with contextlib.suppress(struct.error, KeyError, IndexError, ValueError, StopIteration):
-        blocks = (photo[start:end] for marker, start, end in segments(photo) if marker == 0xE1)
-        tiff = next(block[6:] for block in blocks if block.startswith(b"Exif\0\0"))
-        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, length, where = struct.unpack_from(order + "HHII", tiff, place)
-            if kind == 2:
-                where = where if length > 4 else place + 8
-                tags[int(tag)] = tiff[where : where + length].split(b"\0")[0].decode("utf-8", "replace")
-    return tags
 
 
 # ---- command line ----
@@ -944,33 +829,14 @@ def summary(sandbox: Sandbox) -> list[str]:
     lines = []
     for cluster in sandbox.clusters:
         known = [ms for ms in (epoch_ms(photo.description) for photo in cluster.photos) if ms is not None]
-        times = [datetime.fromtimestamp(ms / 1000, timezone.utc) for ms in known]
-        span = f"{min(times):%Y-%m-%d %H:%M:%S} to {max(times):%Y-%m-%d %H:%M:%S} UTC" if times else "times unknown"
+        times = [f"{datetime.fromtimestamp(ms / 1000, timezone.utc):%Y-%m-%d %H:%M:%S}" for ms in sorted(known)]
         organization = sandbox.organizations.get(cluster.organization_id or "", {}).get("slug", "no organization")
         who = f"cluster {cluster.cluster_id} of {cluster.username}, {organization}"
+        span = f"{times[0]} to {times[-1]} UTC" if times else "times unknown"
         lines.append(f"{who}: {len(cluster.photos)} photos, {span}")
     published = {photo.session_key for photo in sandbox.published}
     waiting = [key for key, upload in sandbox.uploads.items() if not upload.manifest and key not in published]
     return [*lines, f"{len(sandbox.clusters)} clusters; {len(waiting)} photos uploaded (or begun) but not published"]
-
-
-def arguments(words: list[str]) -> argparse.Namespace:
-    """The sandbox's own options, and the command: everything from the first word on that is no option."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip of a request")
-    parser.add_argument("--bandwidth", type=float, metavar="MB", help="MB/s for all connections together")
-    parser.add_argument("--live-after", type=float, default=0.0, metavar="S", help="publishing to appearing")
-    parser.add_argument("--port", type=int, default=0, metavar="P", help="default: any that is free")
-    parser.add_argument("--stats", type=Path, metavar="FILE", help="write counts there at the end, as JSON")
-    parser.add_argument("--unhashed", action="store_true", help="for measuring: take all bytes for the right ones")
-    parser.add_argument("--verbose", action="store_true", help="a line for each request")
-    parser.add_argument("--serve", action="store_true", help="no COMMAND: print the variables, run until Ctrl-C")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run against the sandbox")
-    options = parser.parse_args(words)
-    options.command = options.command[options.command[:1] == ["--"] :]
-    if options.serve == bool(options.command):
-        parser.error("give either --serve or a COMMAND")
-    return options
 
 
 def serve(sandbox: Sandbox) -> int:
@@ -979,41 +845,43 @@ def serve(sandbox: Sandbox) -> int:
     user = sandbox.accounts[0]
     print(f"sandbox: {user.username} signs in with {user.email} and {user.password}", file=sys.stderr)
     print(f"sandbox: OAuth application {sandbox.client_id}, its secret {sandbox.client_secret}", file=sys.stderr)
-    while True:
-        time.sleep(FOREVER)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(FOREVER)
+    return 0
 
 
 def run(command: list[str], sandbox: Sandbox) -> int:
     """Runs a command against the sandbox and gives its exit code."""
-    process = subprocess.Popen(command, env=os.environ | sandbox.environment())
     try:
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):  # the command has got it too, and decides
-                code = process.wait()
-                return code if code >= 0 else 128 - code
-    finally:
-        if process.poll() is None:
-            process.terminate()
+        process = subprocess.Popen(command, env=os.environ | sandbox.environment())
+    except OSError as error:
+        print(f"sandbox: {command[0]} can't be run: {error.strerror}", file=sys.stderr)
+        return 127
+    signal.signal(signal.SIGINT, lambda *_: None)  # the command has got it too, and decides
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
-def main(words: list[str]) -> int:
-    options = arguments(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if options.serve else 128 + signal.SIGTERM))
-    line = {"delay": options.delay / 1000, "bandwidth": options.bandwidth and options.bandwidth * 1e6}
-    settings = {"port": options.port, "live_after": options.live_after, "hashing": not options.unhashed}
-    with Sandbox(keep=False, verbose=options.verbose, **line, **settings) as sandbox:
-        try:
-            return serve(sandbox) if options.serve else run(options.command, sandbox)
-        except KeyboardInterrupt:
-            return 0
-        except OSError as error:
-            print(f"sandbox: {options.command[0]} can't be run: {error.strerror}", file=sys.stderr)
-            return 127
-        finally:
-            print(*(f"sandbox: {line}" for line in summary(sandbox)), sep="\n", file=sys.stderr)
-            if options.stats:
-                options.stats.write_text(json.dumps(sandbox.stats()) + "\n")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip of a request")
+    parser.add_argument("--bandwidth", type=float, default=0.0, metavar="MB", help="MB/s for all connections together")
+    parser.add_argument("--live-after", type=float, default=0.0, metavar="S", help="publishing to appearing")
+    parser.add_argument("--unhashed", action="store_true", help="for measuring: take all bytes for the right ones")
+    parser.add_argument("--serve", action="store_true", help="no COMMAND: print the variables, run until Ctrl-C")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="run against the sandbox")
+    options = parser.parse_args()
+    if options.serve == bool(options.command):
+        parser.error("give either --serve or a COMMAND")
+    line = {"delay": options.delay / 1000, "bandwidth": options.bandwidth * 1e6}
+    with Sandbox(keep=False, hashing=not options.unhashed, live_after=options.live_after, **line) as sandbox:
+        code = serve(sandbox) if options.serve else run(options.command, sandbox)
+        print(*(f"sandbox: {line}" for line in summary(sandbox)), sep="\n", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

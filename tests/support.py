@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -18,7 +19,13 @@ from sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "mapillary_uploader.py"
+RESUME, LOCK = "mapillary_uploader.json", "mapillary_uploader.lock"
+LIBC = ctypes.CDLL(None)
+NEVER = 10.0**9  # seconds until a photo appears
 SHARED_PHOTOS = ROOT.parent / "shared" / "photos"  # real photos, where there are any
+
+
+Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ def upload(folder: Path, sandbox: Sandbox, *arguments: str, env: Mapping[str, st
 class FastClock(mu.Clock):
     """A clock whose waits take a millisecond and count as long as they were meant to be; `waits` lists them."""
 
-    def __init__(self) -> None:
-        self.ahead = 0.0
+    def __init__(self, ahead: float = 0.0) -> None:
+        self.ahead = ahead
         self.waits: list[float] = []
 
     def now(self) -> int:
@@ -77,13 +84,20 @@ class FastClock(mu.Clock):
 class FastRun(mu.Run):
     """A call that keeps its messages, under a fast clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FastClock | None = None) -> None:
         super().__init__()
-        self.clock = FastClock()
+        self.fast = self.clock = clock or FastClock()
         self.messages: list[tuple[str, str]] = []
 
     def message(self, level: str, text: str) -> None:
         self.messages.append((level, text))
+
+
+class Later(FastRun):
+    """A call some hours from now."""
+
+    def __init__(self, hours: float) -> None:
+        super().__init__(FastClock(3600 * hours))
 
 
 def service_of(sandbox: Sandbox) -> mu.Service:
@@ -105,4 +119,15 @@ def upload_here(folder: Path, sandbox: Sandbox, run: mu.Run | None = None, **set
 
 def resume_of(folder: Path) -> dict[str, Any]:
     """The folder's resume file."""
-    return dict(json.loads((folder / "mapillary_uploader.json").read_bytes()))
+    return dict(json.loads((folder / RESUME).read_bytes()))
+
+
+def sizes(sandbox: Sandbox) -> list[int]:
+    """How many photos each publish that took effect had."""
+    return [len(cluster.photos) for cluster in sandbox.clusters]
+
+
+def without_override() -> None:
+    """In a new process of root: let the modes of files hold for it too."""
+    for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+        LIBC.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP

@@ -44,7 +44,7 @@ def until(condition: Callable[[], object]) -> None:
 
 def ours() -> set[threading.Thread]:
     """The threads that aren't the sandbox's."""
-    return {thread for thread in threading.enumerate() if "_serve" not in thread.name}
+    return {thread for thread in threading.enumerate() if "process_request" not in thread.name}
 
 
 def descriptors() -> int:

@@ -43,9 +43,7 @@ from faults import (
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Request, Sandbox, graph_error, upload_error
-from support import account, resume_of, service_of, upload, upload_here
-
-NEVER = 10.0**9  # seconds until a photo appears
+from support import NEVER, account, resume_of, service_of, sizes, upload, upload_here
 
 
 def only_id(folder: Path) -> str:
@@ -57,11 +55,6 @@ def only_id(folder: Path) -> str:
 def republish(folder: Path, sandbox: Sandbox, run: mu.Run | None = None, **settings: Any) -> mu.Result:
     """A run with --republish for the one sequence."""
     return upload_here(folder, sandbox, run, republish=frozenset([only_id(folder)]), **settings)
-
-
-def sizes(sandbox: Sandbox) -> list[int]:
-    """How many photos each publish took effect for."""
-    return [len(cluster.photos) for cluster in sandbox.clusters]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def undated(text: str) -> list[str]:
 
 
 def test_the_first_command_uploads_the_sample_tour_as_shown(tmp_path: Path) -> None:
-    for name in ("mapillary_uploader.py", "requirements.txt", "tests/sandbox.py"):
+    for name in ("mapillary_uploader.py", "requirements.txt", "tests/sandbox.py", "tests/factory.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "tests/photos", tmp_path / "tests/photos", ignore=shutil.ignore_patterns("mapillary_upl*"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -21,14 +20,27 @@ from faults import FINISH, MANIFEST, NO, PHOTO, kill, started, states, wait_unti
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
-from support import FastClock, FastRun, account, environment, resume_of, run, service_of, upload, upload_here
+from support import (
+    LOCK,
+    NEVER,
+    RESUME,
+    FastClock,
+    FastRun,
+    Files,
+    Later,
+    account,
+    environment,
+    resume_of,
+    run,
+    service_of,
+    sizes,
+    upload,
+    upload_here,
+    without_override,
+)
 
-RESUME, LOCK, TEMPORARY = "mapillary_uploader.json", "mapillary_uploader.lock", ".mapillary_uploader.json.tmp"
-NEVER = 10.0**9
-LIBC = ctypes.CDLL(None)
+TEMPORARY = ".mapillary_uploader.json.tmp"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make other users' files")
-
-Files = dict[str, bytes]
 
 
 def walk(count: int, **options: Any) -> Files:
@@ -49,11 +61,6 @@ def become(folder: Path, files: Files) -> None:
     factory.write_tour(folder, {name: data for name, data in files.items() if not (folder / name).exists()})
 
 
-def sizes(sandbox: Sandbox) -> list[int]:
-    """How many photos each publish had."""
-    return [len(cluster.photos) for cluster in sandbox.clusters]
-
-
 def names(sandbox: Sandbox) -> list[str]:
     """What is published, sorted."""
     return sorted(photo.name for photo in sandbox.published)
@@ -63,21 +70,6 @@ def said(document: dict[str, Any]) -> str:
     """All problems and warnings of a --json document."""
     texts = [[*entry["problems"], *entry.get("warnings", ())] for entry in document["photos"] + document["sequences"]]
     return "\n".join(sum(texts, []))
-
-
-def without_override() -> None:
-    """In a new process of root: let the modes of files hold for it too."""
-    for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
-        LIBC.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-
-class Later(FastRun):
-    """A call some hours from now."""
-
-    def __init__(self, hours: float) -> None:
-        super().__init__()
-        clock = self.clock = FastClock()
-        clock.ahead = 3600 * hours
 
 
 # ---- which photos are published already ----

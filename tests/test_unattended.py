@@ -21,12 +21,27 @@ from typing import Any
 
 import pytest
 from faults import FINISH, PHOTO, keys_of
-from test_the_resume_file import LOCK, NEVER, Files, Later, sizes, without_override
 
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
-from support import PROGRAM, ROOT, FastRun, account, environment, run, service_of, upload, upload_here
+from support import (
+    LOCK,
+    NEVER,
+    PROGRAM,
+    ROOT,
+    FastRun,
+    Files,
+    Later,
+    account,
+    environment,
+    run,
+    service_of,
+    sizes,
+    upload,
+    upload_here,
+    without_override,
+)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,8 +30,6 @@ from factory import REMOVED, photo_bytes, segment, sequence_maker_json, tour, xm
 from sandbox import Sandbox
 from support import SHARED_PHOTOS, run, upload, upload_here
 
-settings.register_profile("on any machine", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-settings.load_profile("on any machine")
 THUMBNAIL = factory.encoded((16, 8))
 SCRATCH = tempfile.TemporaryDirectory()
 
