@@ -645,7 +645,7 @@ def test_it_is_saved_now_and_then_in_a_long_run(sandbox: Sandbox, folder: Path) 
     with at_work(folder, sandbox) as call:
         wait_until(lambda: len(sandbox.posts("jpg")) == 6)
         assert handles() == 0
-        call.hands.ahead += 10
+        call.hands.ahead += 3.01
         wait_until(lambda: handles() == 5)
         assert resume_of(folder)["closed"] is False
     assert handles() == 5 and resume_of(folder)["closed"] is True

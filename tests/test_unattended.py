@@ -113,6 +113,7 @@ def test_a_folder_that_cannot_be_read_is_reported(sandbox: Sandbox, tmp_path: Pa
     assert result.code == 2 and len(sandbox.published) == 2
     for name in ("dead", "secret"):
         assert f"{root / name} can't be read: " in result.err and f"exit 2: {root / name}" in result.out
+        assert sum(str(root / name) in line for line in result.err.splitlines()) == 1
     (root / "secret").chmod(0o755)
 
 
