@@ -230,7 +230,8 @@ def test_a_look_up_that_gets_through_begins_the_15_minutes_anew(sandbox: Sandbox
         ({"error": {"message": "m" * 400}}, "m" * 300), ({"error": {"error_user_msg": "A", "message": "B"}}, "A"),
         ({"error": {"message": "<i>B</i>"}, "debug_info": {"message": "C"}}, "<i>B</i>"),
         ({"error": {}, "debug_info": {"message": "C"}}, "C"), ({"error": "x"}, '{"error": "x"}'),
-        (b"<html><p class=a>Bad\n gate</p>way", "Bad gate way"), (b"t" * 200, "t" * 100), (b"\x1b[31mred", "\\x1b[31mred"),
+        (b"<html><p class=a>Bad\n gate</p>way", "Bad gate way"), (b"t" * 200, "t" * 100),
+        (b"at once" + b"<b>" * 1_400 + b"late", "at once"), (b"\x1b[31mred", "\\x1b[31mred"),
     ],
 )  # fmt: skip
 def test_what_the_server_says_of_a_failure_is_told_in_short(sandbox: Sandbox, one: Path, body: Any, told: str) -> None:
