@@ -393,8 +393,8 @@ def test_what_arrives_is_what_is_shown_before_and_the_photos_stay(
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     tour = mu.check_folder(folder, mu.Settings(min_age=0))
     shown = {photo.file: b"".join(mu.sent_bytes(folder, photo)) for photo in tour.photos}
-    assert upload(folder, sandbox, "--output", str(tmp_path / "out"), "--min-age", "0").code == 0
-    assert shown == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} and len(shown) == 10
+    assert upload(folder, sandbox, "--output", str(tmp_path / "new/out"), "--min-age", "0").code == 0
+    assert shown == {path.name: path.read_bytes() for path in (tmp_path / "new/out").iterdir()} and len(shown) == 10
     assert {bytes(photo.data) for photo in sandbox.published} == {*shown.values()} and sandbox.corrupt == []
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     for photo in tour.photos:
