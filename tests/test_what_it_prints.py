@@ -570,7 +570,8 @@ def test_a_stopped_run_says_so_once(
         out, err = process.communicate(timeout=60)
     assert process.returncode == code and err.count("error: stopped") == 1 and "Traceback" not in err
     if option == "--json":
-        assert valid(Ran(code, out, err))["error"].startswith("stopped")
+        document = valid(Ran(code, out, err))
+        assert document["error"].startswith("stopped") and len(document["photos"]) == 8 * (at != "GET /me")
     else:
         assert "stopped. " not in out and "To go on" not in out
 
