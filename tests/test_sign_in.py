@@ -229,7 +229,7 @@ def test_login_keeps_a_token_where_later_runs_and_mapillary_tools_find_it(both: 
     config, env = pytest.importorskip("mapillary_tools.config"), environment(both)
     ran = run("--login", "-u", "trekker", env=env)
     assert ran.code == 4 and "that is the account demo, not trekker" in ran.err and not configs(env).exists()
-    assert run("--login", "-u", "demo", env=env).code == 0
+    assert run("--login", "-u", "demo", "-d", "photos that are not here", env=env).code == 0
     path = saved(env)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     kept = {"user_upload_token": TOKEN, "MAPSettingsUsername": "demo", "MAPSettingsUserKey": "1001"}

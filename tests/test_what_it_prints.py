@@ -256,6 +256,9 @@ def test_one_is_said_in_the_singular(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 def test_finished_folders_share_a_line(sandbox: Sandbox, tmp_path: Path) -> None:
+    for count, more in ((50, ""), (51, "… 1 more folder (--json lists all)\n")):
+        told = upload(tours(tmp_path, count), sandbox, "-r", "--dry-run").out
+        assert told.count(": 1 photo: 1 to upload\n") == 50 and more in told and ("…" in told) is bool(more)
     tours(tmp_path, 60)
     runs: list[list[str]] = [[], [], ["--check"], ["--check"]]
     first, second, look, third = (upload(tmp_path, sandbox, "-r", *more) for more in runs)
