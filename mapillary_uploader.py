@@ -1176,19 +1176,20 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
     files, tour.skipped = list_folder(folder)
     tour.resume = load_resume(folder)
     records = list(tour.resume.sequences.values()) if tour.resume else []
+    entries = [photo for s in records for photo in s.photos]
     published = tour.resume.published() if tour.resume else []
     if not files and not tour.resume:
         hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
         raise UsageError(f"no photo in {shown(folder)}", hint)
-    again = [s for s in records if s.state == "unconfirmed" and s.uuid in settings.republish]
-    known = {p.file: p for s in records if s.settled and s not in again for p in s.photos if p.picture}
+    again = {s.uuid for s in records if s.state == "unconfirmed" and s.uuid in settings.republish}
+    known = {photo.file: photo for photo in published if photo.picture and photo.uuid not in again}
     for done, file in enumerate(files, 1):
         run.check()
         tour.photos.append(examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file)))
         run.progress(Progress("check", done, len(files)))
-    recognise(tour, published, {s.uuid for s in again})
-    find_copies(tour.photos, {photo.file for s in records for photo in s.photos})
-    missing = find_missing(tour.photos, (photo.photo_id for s in records for photo in s.photos))
+    recognise(tour, published, again)
+    find_copies(tour.photos, {photo.file for photo in entries})
+    missing = find_missing(tour.photos, (photo.photo_id for photo in entries))
     find_young(tour, COPYING_SECONDS if settings.min_age is None and missing else settings.min_age or 0)
     return tour
 
@@ -1311,13 +1312,18 @@ def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
         twin = next((seen[mark] for mark in marks if mark in seen), None)
         other = seen.get((photo.photo_id,))
         if twin and not photo.uuid:
-            photo.state, photo.warnings, photo.doubts = "copy", (COPY._replace(detail=f"of {shown(twin.file)}"),), ()
+            mark_copy(photo, shown(twin.file))
         elif other and photo.photo_id and not (photo.uuid or other.uuid):
             names = TWO_VERSIONS_HERE._replace(detail=f"{shown(other.file)}, {shown(photo.file)}")
             photo.doubts += (names,)
             other.doubts += (names,)
         for mark in (*marks, (photo.photo_id,)):
             seen.setdefault(mark, photo)
+
+
+def mark_copy(photo: Photo, other: str) -> None:
+    """Take a photo for a copy of another one: it is not sent, and spoils nothing."""
+    photo.state, photo.doubts, photo.warnings = "copy", (), (COPY._replace(detail=f"of {other}"),)
 
 
 def find_missing(photos: Collection[Photo], known: Iterable[str]) -> bool:
@@ -1399,8 +1405,7 @@ def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
         settle(photo, other)
         photo.warnings = (Problem("published from another folder", detail=folder),)
     elif first:
-        photo.state, photo.doubts = "copy", ()
-        photo.warnings = (COPY._replace(detail=f"of {shown(other.file)} in {folder}"),)
+        mark_copy(photo, f"{shown(other.file)} in {folder}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3554,7 +3559,6 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
     held = [s.uuid for s in sequences if any(p._replace(detail="") in UNLESS_REPUBLISHED for p in s.problems)]
     asked = [(tour, s) for tour in tours for s in tour.sequences if s.uuid in options.settings.republish]
     untried = [s.uuid for t, s in asked if s.state != "published" and (s.publish_tried_at or 0) < t.checked_at]
-    ids = [word for uuid in (untried if code == Exit.UNFINISHED else held) for word in ("--republish", uuid)]
     left = any(photo.state in ("ready", "uploaded", "failed") for tour in tours for photo in tour.photos)
     sent = any(isinstance(tour, Result) and tour.sent for tour in tours)
     waiting = any(s.settled and s.live < len(s.photos) for s in sequences)
@@ -3574,25 +3578,26 @@ def next_steps(tours: Collection[Tour], options: Options) -> Iterator[str]:
         elif left and options.dry_run:
             yield f"Nothing was sent. To upload the others: {again(options, account)}"
         if held:
-            yield f"If it isn't on Mapillary yet: {again(options, [*ids, *account])}"
+            yield f"If it isn't on Mapillary yet: {again(options, account, republish=held)}"
     elif options.dry_run and code == Exit.DONE:
         upload = f"Every photo passes; nothing was sent. To upload: {again(options, account)}"
         yield upload if left else "Nothing to upload."
     elif code == Exit.UNFINISHED and not options.dry_run:
-        yield f"Not finished. To go on: {again(options, ids)}"
+        yield f"Not finished. To go on: {again(options, republish=untried)}"
     elif code == Exit.DONE and waiting:
         when = "Done. In some hours to days, see" if sent else "To see"
         yield f"{when} whether it is live: {again(options, ['--check'], ['--output'])}"
 
 
-def again(options: Options, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
-    """This run's command line, without what it is done with, and with more words."""
+def again(options: Options, add: Iterable[str] = (), drop: Iterable[str] = (), republish: Iterable[str] = ()) -> str:
+    """This run's command line, without what it is done with; with more words, and sequences to republish."""
     kept, words = [], iter(options.words)
     for word in words:
         if word.partition("=")[0] not in ("--dry-run", "--republish", *drop):
             kept.append(word)
         elif word in ("--republish", "--output"):
             next(words, None)
+    kept += [word for uuid in republish for word in ("--republish", uuid)]
     return " ".join([own_name(), *map(quoted, (*kept, *add))])
 
 
