@@ -17,7 +17,7 @@ from typing import Any
 
 import mapillary_uploader as mu
 from sandbox import Fault, Request, Sandbox, graph_error
-from support import PROGRAM, RESUME, FastClock, FastRun, environment, resume_of
+from support import PROGRAM, FastClock, FastRun, environment, sequences_of
 
 PHOTO, MANIFEST, OFFSET, FINISH = "POST /mly.*jpg", "POST /mly.*json", "GET /mly", "POST /finish_upload"
 IMAGES, ME = "GET /images", "GET /me"
@@ -99,11 +99,11 @@ def when_asked(match: str, do: Callable[[], object], received: int = 0) -> Fault
 
 
 @contextlib.contextmanager
-def started(folder: Path, sandbox: Sandbox, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, sandbox: Sandbox, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
     """The program as a process, which doesn't outlive the block."""
     command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", *arguments]
-    pipes: Json = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment(sandbox, **env), **pipes) as process:
+    pipes: Json = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    with subprocess.Popen(command, env=environment(sandbox), text=True, **pipes) as process:
         try:
             yield process
         finally:
@@ -119,8 +119,7 @@ def kill(process: subprocess.Popen[str], sandbox: Sandbox) -> None:
 
 def states(folder: Path) -> list[str]:
     """States of the sequences in the resume file, in its order; none where there is no file."""
-    found = resume_of(folder)["sequences"] if (folder / RESUME).exists() else {}
-    return [sequence["state"] for sequence in found.values()]
+    return [sequence["state"] for sequence in sequences_of(folder).values()]
 
 
 def keys_of(folder: Path) -> dict[str, str]:

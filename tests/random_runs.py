@@ -29,7 +29,7 @@ from faults import BAD_TOKEN, FINISH, IMAGES, MANIFEST, ME, NO, OFFSET, PHOTO, T
 import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox, graph_error
-from support import RESUME, FastRun, account, resume_of, service_of
+from support import NEVER, FastRun, account, sequences_of, service_of
 
 MOST_RUNS = 40  # that a tour may take
 LIMITED = ("ANSWER_SECONDS", "CONNECT_SECONDS")  # how long a call may take in this process
@@ -74,14 +74,14 @@ class Tour:
         with self.sandbox:
             code, unseen = None, self.chance.choice([0, 0, 3])  # runs after which what is published can be seen
             for number in range(MOST_RUNS):
-                self.sandbox.live_after = 10**9 if number < unseen else 0
+                self.sandbox.live_after = NEVER if number < unseen else 0
                 self.sandbox.delay = self.chance.choice([0, 0, 0.02]) if self.kind != "faults" else 0
                 calm = number >= CALM
                 vars(mu).update(dict.fromkeys(LIMITED, 0.5))  # what hangs here is soon over
                 self.sandbox.faults = [*random_faults(self.chance)] if self.kind != "signals" and not calm else []
                 if not calm and self.chance.random() < 0.1:
                     self.sandbox.forget_uploads("[0-7].[.]" if self.chance.random() < 0.5 else "")
-                known = resume_of(self.folder)["sequences"] if (self.folder / RESUME).exists() else {}
+                known = sequences_of(self.folder)
                 stuck = [uuid for uuid in known if known[uuid]["state"] in ("publishing", "unconfirmed")]
                 again = frozenset(stuck if number > unseen + 1 else ())
                 code = self.run_here(again) if self.kind == "faults" else self.run_process(again, calm)

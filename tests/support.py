@@ -23,8 +23,6 @@ RESUME, LOCK = "mapillary_uploader.json", "mapillary_uploader.lock"
 LIBC = ctypes.CDLL(None)
 NEVER = 10.0**9  # seconds until a photo appears
 SHARED_PHOTOS = ROOT.parent / "shared" / "photos"  # real photos, where there are any
-
-
 Files = dict[str, bytes]
 
 
@@ -120,6 +118,11 @@ def upload_here(folder: Path, sandbox: Sandbox, run: mu.Run | None = None, **set
 def resume_of(folder: Path) -> dict[str, Any]:
     """The folder's resume file."""
     return dict(json.loads((folder / RESUME).read_bytes()))
+
+
+def sequences_of(folder: Path) -> dict[str, Any]:
+    """The sequences in the folder's resume file; none where there is no file."""
+    return dict(resume_of(folder)["sequences"]) if (folder / RESUME).exists() else {}
 
 
 def sizes(sandbox: Sandbox) -> list[int]:

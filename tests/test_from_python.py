@@ -23,6 +23,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from faults import wait_until
 
 import factory
 import mapillary_uploader as mu
@@ -32,14 +33,6 @@ from support import ROOT, FastRun, account, resume_of, service_of, upload, uploa
 SCHEMA = json.loads((Path(__file__).parent / "result.schema.json").read_text())
 TOKEN = "MLY|sandbox|demo-token"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited for a minute"
-        time.sleep(0.02)
 
 
 def ours() -> set[threading.Thread]:
@@ -315,7 +308,7 @@ def test_threads_and_connections_are_gone_when_a_call_returns(sandbox: Sandbox, 
     assert ours() == threads
     assert mu.check_live(folder, who, service_of(sandbox)).code == 0
     assert ours() == threads
-    until(lambda: descriptors() <= files)  # the sandbox' ends too
+    wait_until(lambda: descriptors() <= files)  # the sandbox' ends too
 
 
 def test_no_token_is_shown(sandbox: Sandbox) -> None:
@@ -359,7 +352,7 @@ def test_stop_ends_a_call_that_hangs(sandbox: Sandbox, tmp_path: Path, at: str, 
     started = time.monotonic()
     result = mu.publish(tour, who, service_of(sandbox), run)
     assert time.monotonic() - started < 20 and result.code == 130 and "stopped" in str(result.errors)
-    until(lambda: ours() == threads)
+    wait_until(lambda: ours() == threads)
     sandbox.clear_faults()
     assert upload_here(folder, sandbox).code == 0 or at == "POST /finish_upload"
     assert sandbox.published_twice == []

@@ -87,10 +87,7 @@ def test_dots_stand_at_their_places(tmp_path: Path, browser: Browser, walk: str,
     browser.open(page_of(tmp_path, tour), width)
     bar = "document.querySelector('[data-metres]')"
     scale = browser.value(f"{bar}.getBBox().width * {bar}.getScreenCTM().a / {bar}.dataset.metres")
-    label, metres = (
-        browser.value(f"document.querySelector('svg {at}")
-        for at in ("text').textContent", "[data-metres]').dataset.metres")
-    )
+    metres, label = browser.value(f"[{bar}.dataset.metres, document.querySelector('svg text').textContent]")
     assert label == f"{metres} m, north up".replace("000 m", " km")
     stand = list(dots(browser).values())
     for (x, y), (east, north) in zip(stand, offsets):
@@ -162,10 +159,8 @@ def test_gaps_and_cuts_into_parts_are_told() -> None:
     for seconds, metres, gaps in ((59, 0, 0), (61, 0, 1), (2, 45, 0), (2, 48, 1)):  # over a minute, or over 50 m
         tour = made(9)
         for photo in tour.photos[5:]:
-            photo.captured_at, photo.latitude = (
-                photo.captured_at + 1000 * (seconds - 2),
-                photo.latitude + metres / 111_195,
-            )
+            photo.captured_at += 1000 * (seconds - 2)
+            photo.latitude += metres / 111_195
         assert mu.map_html([tour]).count('class="leg a gap') == gaps, (seconds, metres)
 
 

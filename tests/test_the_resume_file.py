@@ -32,6 +32,7 @@ from support import (
     environment,
     resume_of,
     run,
+    sequences_of,
     service_of,
     sizes,
     upload,
@@ -638,8 +639,8 @@ def test_what_became_of_a_publish_is_saved_at_once(
 
 def test_it_is_saved_now_and_then_in_a_long_run(sandbox: Sandbox, folder: Path) -> None:
     def handles() -> int:
-        sequences = resume_of(folder)["sequences"].values() if (folder / RESUME).exists() else ()
-        return sum(bool(entry["file_handle"]) for sequence in sequences for entry in sequence["photos"].values())
+        entries = [entry for sequence in sequences_of(folder).values() for entry in sequence["photos"].values()]
+        return sum(bool(entry["file_handle"]) for entry in entries)
 
     sandbox.faults.append(Fault(PHOTO, after=5, hang=600, times=None))
     with at_work(folder, sandbox) as call:

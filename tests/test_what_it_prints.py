@@ -15,13 +15,13 @@ import subprocess
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from faults import FINISH, PHOTO, started, wait_until
 
 import factory
 import mapillary_uploader as mu
@@ -87,26 +87,6 @@ def valid(result: Ran) -> dict[str, Any]:
     jsonschema.validate(result.document, SCHEMA)
     assert result.out.count("\n") == 1 and result.document["exit_code"] == result.code
     return result.document
-
-
-@contextlib.contextmanager
-def started(folder: Path, sandbox: Sandbox, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
-    """The program at work on a folder; killed at the end if need be."""
-    command = [sys.executable, str(PROGRAM), "-d", str(folder), "-u", "demo", *arguments]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    with subprocess.Popen(command, env=environment(sandbox), text=True, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited for a minute"
-        time.sleep(0.02)
 
 
 # ---- The next step ----
@@ -177,7 +157,7 @@ def test_each_end_has_its_next_step(sandbox: Sandbox, folder: Path, end: str) ->
         assert after.code == 0 and "--republish" not in steps(after)[0]
 
 
-@pytest.mark.parametrize(("fault", "kept"), [("POST /mly.*jpg", True), ("POST /finish_upload", False)])
+@pytest.mark.parametrize(("fault", "kept"), [(PHOTO, True), (FINISH, False)])
 def test_the_next_step_republishes_only_what_this_run_has_not_tried_to(
     sandbox: Sandbox, folder: Path, fault: str, kept: bool
 ) -> None:
@@ -568,7 +548,7 @@ def test_a_stopped_run_says_so_once(
 ) -> None:
     sandbox.faults.append(fault := Fault(at, hang=600, times=None))
     with started(folder, sandbox, option) as process:
-        until(lambda: fault.seen)
+        wait_until(lambda: fault.seen)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == code and err.count("error: stopped") == 1 and "Traceback" not in err

@@ -235,8 +235,7 @@ def test_a_slot_that_shares_a_byte_with_another_tag_or_the_thumbnail_is_refused(
     for offset in (begin - make.value_size, begin - make.value_size + 1, begin + 9, end - 1, end):
         shares = begin - make.value_size < offset < end
         assert ("shares bytes" in reason(with_field(data, 0x010F, 8, offset))) is shares, offset
-    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}  # of Exif 3.0
-    for kind, width in widths.items():
+    for kind, width in (factory.TYPE_SIZES | {13: 4, 129: 1}).items():  # IFD, and Exif 3.0's UTF-8
         typed = with_field(with_field(data, 0x010F, 2, kind), 0x010F, 4, 9)
         for offset, shares in ((begin - 9 * width, False), (begin - 9 * width + 1, True)):
             assert ("shares bytes" in reason(with_field(typed, 0x010F, 8, offset))) is shares, (kind, offset)
