@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["requests>=2.31", "piexif>=1.1.3", "Pillow>=10", "click>=8.1"]
+# dependencies = ["requests>=2.32", "piexif>=1.1.3", "Pillow>=10", "click>=8.1"]
 # ///
 """Mapillary Uploader: checks, describes, uploads and publishes a folder of 360° photos.
 
@@ -57,10 +57,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from functools import lru_cache, partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from xml.etree import ElementTree
 
 try:
     import click
@@ -120,6 +124,15 @@ class Exit(IntEnum):
 
     DONE, UNFINISHED, USAGE, REJECTED, SIGN_IN, BUSY, OVERDUE = range(7)
     INTERRUPTED, TERMINATED = 130, 143
+
+
+@contextlib.contextmanager
+def failing_as(what: str, hint: str, kind: type[UploaderError] | None = None) -> Iterator[None]:
+    """Raise a UsageError, or one of another kind, in place of an OSError: what failed, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise (kind or UsageError)(f"{what}: {str(error.strerror or error).lower()}", hint) from error
 
 
 def worst(codes: Iterable[Exit]) -> Exit:
@@ -334,6 +347,26 @@ class Sequence:
         return facts | {"cluster_id": self.cluster_id, "published_at": self.published_at and iso(self.published_at)}
 
 
+@dataclass(eq=False)
+class Resume:
+    """A folder's resume file, held in memory; the only thing here that remembers from run to run."""
+
+    service: str = ""
+    username: str = ""
+    user_id: str = ""
+    organization_id: str | None = None
+    closed: bool = True  # the last run ended in order: whatever it began to send stands here
+    sequences: dict[str, Sequence] = field(default_factory=dict)
+    session_keys: set[str] = field(default_factory=set)  # of all sessions that were begun here
+    changed: bool = False
+    read_from: bytes = b""  # empty where there is no file yet
+    texts: dict[str, bytes] = field(default_factory=dict)  # of the photos of sequences in which none changes any more
+
+    def published(self) -> list[Photo]:
+        """All photos that are published, or perhaps are."""
+        return [photo for sequence in self.sequences.values() if sequence.settled for photo in sequence.photos]
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a folder is checked and uploaded; README.md's options of the same names."""
@@ -452,7 +485,7 @@ class Tour:
     sequences: list[Sequence] = field(default_factory=list)  # those of the resume file, then the planned ones
     skipped: list[str] = field(default_factory=list)
     errors: list[UploaderError] = field(default_factory=list)  # what keeps the folder as a whole from being sent
-    resume: Resume | None = None
+    resume: Resume = field(default_factory=Resume)
     username: str | None = None
     dry_run: bool = False
     written: str = ""  # what became of --output, in words
@@ -462,7 +495,7 @@ class Tour:
     def owner(self) -> Account | None:
         """Whom the resume file names; without a token."""
         of = self.resume
-        return Account("", of.user_id, of.username, of.organization_id) if of and of.user_id else None
+        return Account("", of.user_id, of.username, of.organization_id) if of.user_id else None
 
     @property
     def planned(self) -> list[Sequence]:
@@ -552,7 +585,8 @@ def check_folders(root: str | os.PathLike[str], settings: Settings = Settings(),
     What is wrong with one folder stands in its tour's `errors`. Raise UploaderError where there is no folder to check.
     """
     tours = read_folders(Path(root), settings, run or Run())
-    return [tour for tour in tours if tour.photos or tour.errors or (tour.resume and tour.resume.unfinished)]
+    unfinished = [any(s.state != "published" for s in tour.resume.sequences.values()) for tour in tours]
+    return [tour for tour, is_open in zip(tours, unfinished) if tour.photos or tour.errors or is_open]
 
 
 def description_of(photo: Photo) -> dict[str, Any]:
@@ -565,18 +599,16 @@ def sent_bytes(folder: str | os.PathLike[str], photo: Photo, offset: int = 0) ->
 
     Raise UploaderError before a byte that isn't what was checked: under its session key Mapillary keeps it for ever.
     """
-    try:
-        with open_photo(place(Path(folder), photo.file)) as stream:
+    unreadable = failing_as("the photo can't be read any more", "See to the disk", UploaderError)
+    with unreadable, open_photo(place(Path(folder), photo.file)) as stream:
+        check_unchanged(stream, photo)
+        head, rest = sent_head(photo, stream)
+        stream.seek(rest + max(0, offset - len(head)))
+        block = head[offset:]
+        while block or (block := stream.read(BLOCK)):
             check_unchanged(stream, photo)
-            head, rest = sent_head(photo, stream)
-            stream.seek(rest + max(0, offset - len(head)))
-            block = head[offset:]
-            while block or (block := stream.read(BLOCK)):
-                check_unchanged(stream, photo)
-                yield block
-                block = b""
-    except OSError as error:
-        raise UploaderError(f"the photo can't be read any more: {error.strerror}", "See to the disk") from error
+            yield block
+            block = b""
 
 
 def publish(tour: Tour, account: Account, service: Service = Service(), run: Run | None = None) -> Result:
@@ -589,15 +621,15 @@ def publish(tour: Tour, account: Account, service: Service = Service(), run: Run
     result = Result(**vars(tour))
     result.username, result.errors = account.username, list(tour.errors)
     with locked(tour.folder), Client(service, account.token, run, tour.settings) as client:
-        resume = result.resume = as_checked(tour, account, service)
+        check_as_checked(tour, account, service)
         try:
-            look_up_unconfirmed(client, resume, result)
+            look_up_unconfirmed(client, result)
             if not tour.errors and result.sendable:
-                look_up_planned(client, resume, result)
+                look_up_planned(client, result)
             if not tour.errors and result.sendable:
                 Uploading(client, result).work()
-            if resume.changed:
-                resume.save()
+            if tour.resume.changed:
+                save_resume(tour.folder, tour.resume)
         except UploaderError as error:
             note_error(result, run, error)
         mark_states(result)
@@ -631,11 +663,10 @@ def account_of(token: str, organization_id: str | None = None, service: Service 
         except TokenRefused:
             raise
         except Refused as error:
-            hint = "Look up its id on mapillary.com"
-            raise UsageError(f"no organization {shown(organization_id)}: {error}", hint) from error
+            raise UsageError(f"no organization {shown(organization_id)}: {error}", LOOK_UP_ID) from error
         name = as_text(data.get("name")) or as_text(data.get("slug"))
         if not name:
-            raise UsageError(f"{shown(organization_id)} is no organization's id", "Look it up on mapillary.com")
+            raise UsageError(f"{shown(organization_id)} is no organization's id", LOOK_UP_ID)
         return Account(client.token, user_id, username, organization_id, name)
 
 
@@ -644,8 +675,6 @@ def authorize_url(application: Application, state: str, service: Service = Servi
 
     It ends at application.redirect_uri with `code` and this `state`, which must be compared, or with `error`.
     """
-    from urllib.parse import urlencode
-
     query = {"client_id": application.client_id, "redirect_uri": application.redirect_uri, "response_type": "code"}
     query |= {"scope": "read write upload", "state": state}
     connect = "https://www.mapillary.com" if service.name == "mapillary" else service.graph
@@ -836,8 +865,6 @@ def read_dimensions(frame: bytes) -> tuple[int, int]:
 @lru_cache(8)  # the same
 def panorama_of(packet: bytes) -> dict[str, str]:
     """GPano properties of an XMP packet, by name without prefix; attributes and elements. No entity is expanded."""
-    from xml.etree import ElementTree
-
     if b"<!DOCTYPE" in packet.replace(b"\0", b""):  # in UTF-16 too
         raise Rejection(DAMAGED_XMP, "it declares a document type")
     try:
@@ -850,12 +877,9 @@ def panorama_of(packet: bytes) -> dict[str, str]:
 
 
 def open_photo(path: Path) -> BinaryIO:
-    """Open a file for reading; raise Rejection where that fails. Never waits, whatever has become of the file."""
+    """Open a file for reading. Never waits, whatever has become of the file."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        return os.fdopen(os.open(path, flags), "rb", 128 * 1024)
-    except OSError as error:
-        raise Rejection(NO_FILE, error.strerror) from error
+    return os.fdopen(os.open(path, flags), "rb", 128 * 1024)
 
 
 def place(folder: Path, file: str) -> Path:
@@ -973,23 +997,19 @@ def sequence_maker_json(exif: Exif) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Rejection(UNTAGGED, why_not_json(text, error)) from None
+        what = f"its ImageDescription isn't JSON, it begins {shown(valid_text(text[:30]))}"
+        if text[:1] == "{" and isinstance(error, json.JSONDecodeError):
+            unfinished = re.fullmatch(r"[\\\w.+-]*", text[error.pos :]) and error.msg != "Extra data"
+            cut_off = unfinished or error.msg.startswith("Unterminated")
+            how = "cut off" if cut_off else f"damaged at character {error.pos + 1}"
+            what = f"the JSON in its ImageDescription is {how}"
+        raise Rejection(UNTAGGED, what if text else "its ImageDescription is empty") from None
     if isinstance(value, dict) and value.keys() >= {"MAPLatitude", "MAPLongitude", "MAPCaptureTime"}:
         raise Rejection(Problem("already tagged for Mapillary", "run on the originals that Sequence Maker made"))
     photo, sequence = (value.get("photo"), value.get("sequence")) if isinstance(value, dict) else (None, None)
     if not (isinstance(photo, dict) and isinstance(sequence, dict)):
         raise Rejection(UNTAGGED, "its ImageDescription is JSON of something else")
     return photo, sequence
-
-
-def why_not_json(text: str, error: Exception) -> str:
-    """What an ImageDescription holds that is no JSON."""
-    if text[:1] == "{" and isinstance(error, json.JSONDecodeError):
-        unfinished = re.fullmatch(r"[\\\w.+-]*", text[error.pos :]) and error.msg != "Extra data"
-        cut_off = unfinished or error.msg.startswith("Unterminated")
-        what = "is cut off" if cut_off else f"is damaged at character {error.pos + 1}"
-        return f"the JSON in its ImageDescription {what}"
-    return "its ImageDescription " + (f"isn't JSON, it begins {shown(valid_text(text[:30]))}" if text else "is empty")
 
 
 def read_record(
@@ -1175,21 +1195,19 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
     tour = Tour(folder, settings, checked_at=run.clock.now())
     files, tour.skipped = list_folder(folder)
     tour.resume = load_resume(folder)
-    records = list(tour.resume.sequences.values()) if tour.resume else []
-    entries = [photo for s in records for photo in s.photos]
-    published = tour.resume.published() if tour.resume else []
-    if not files and not tour.resume:
-        hint = "Photos are files named .jpg or .jpeg; -r looks into the folders below"
-        raise UsageError(f"no photo in {shown(folder)}", hint)
+    if not files and not tour.resume.read_from:
+        raise UsageError(f"no photo in {shown(folder)}", "Photos are .jpg or .jpeg; -r looks into the folders below")
+    records = tour.resume.sequences.values()
     again = {s.uuid for s in records if s.state == "unconfirmed" and s.uuid in settings.republish}
-    known = {photo.file: photo for photo in published if photo.picture and photo.uuid not in again}
+    known = {photo.file: photo for photo in tour.resume.published() if photo.picture and photo.uuid not in again}
     for done, file in enumerate(files, 1):
         run.check()
         tour.photos.append(examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file)))
         run.progress(Progress("check", done, len(files)))
-    recognise(tour, published, again)
+    recognise(tour, again)
+    entries = [photo for sequence in records for photo in sequence.photos]
     find_copies(tour.photos, {photo.file for photo in entries})
-    missing = find_missing(tour.photos, (photo.photo_id for photo in entries))
+    missing = find_missing(tour.photos, {photo.photo_id for photo in entries})
     find_young(tour, COPYING_SECONDS if settings.min_age is None and missing else settings.min_age or 0)
     return tour
 
@@ -1234,15 +1252,13 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 def names_in(folder: Path) -> list[str]:
     """What is in a folder; names that aren't UTF-8 keep their bytes as lone surrogates. Raise UsageError."""
-    try:
-        return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(folder)]
-    except FileNotFoundError as error:
-        raise UsageError(f"no such folder: {shown(folder)}", "Give the folder of photos with -d") from error
-    except NotADirectoryError as error:
-        raise UsageError(f"{shown(folder)} is a file", "Give the folder that it is in with -d") from error
-    except OSError as error:
-        hint = "See to its permissions and the disk"
-        raise UsageError(f"the folder {shown(folder)} can't be read: {error.strerror}", hint) from error
+    with failing_as(f"the folder {shown(folder)} can't be read", "See to its permissions and the disk"):
+        try:
+            return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(folder)]
+        except FileNotFoundError as error:
+            raise UsageError(f"no such folder: {shown(folder)}", "Give the folder of photos with -d") from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{shown(folder)} is a file", "Give the folder that it is in with -d") from error
 
 
 def is_photo(name: str) -> bool:
@@ -1257,8 +1273,9 @@ def natural_order(file: str) -> tuple[list[Any], str]:
     return runs, file
 
 
-def recognise(tour: Tour, published: Collection[Photo], again: Collection[str]) -> None:
+def recognise(tour: Tour, again: Collection[str]) -> None:
     """Find the photos that are published already, whatever was renamed, tagged anew, patched or stitched anew since."""
+    published = tour.resume.published()
     holders = {photo: photo for photo in tour.photos if photo.uuid}  # published photo -> the one that it stands for
     files = {(photo.file, photo.size, photo.mtime_ns): photo for photo in tour.photos}
     for entry in [entry for entry in published if not entry.picture]:  # version 1.0 noted no marks
@@ -1270,7 +1287,7 @@ def recognise(tour: Tour, published: Collection[Photo], again: Collection[str]) 
             photo.warnings += (Problem("changed since it was published; Mapillary keeps the version of then"),)
         elif photo.shot != entry.shot != "":
             photo.warnings += (Problem("published before with another time, place or camera; Mapillary keeps those"),)
-        if tour.resume and photo.picture == entry.picture and photo.file == entry.file and entry.uuid not in again:
+        if photo.picture == entry.picture and photo.file == entry.file and entry.uuid not in again:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
     known, gone = {entry.photo_id for entry in published}, {e.shot for e in published if e not in holders}
     for photo in [photo for photo in tour.photos if not photo.uuid]:
@@ -1326,9 +1343,9 @@ def mark_copy(photo: Photo, other: str) -> None:
     photo.state, photo.doubts, photo.warnings = "copy", (), (COPY._replace(detail=f"of {other}"),)
 
 
-def find_missing(photos: Collection[Photo], known: Iterable[str]) -> bool:
+def find_missing(photos: Collection[Photo], known: Collection[str]) -> bool:
     """Warn of connections to photos that can't be sent or aren't here; whether some are neither here nor `known`."""
-    here, known, missing = {photo.photo_id: photo for photo in photos}, set(known), False
+    here, missing = {photo.photo_id: photo for photo in photos}, False
     for photo in [photo for photo in photos if photo.state == "ready"]:
         gone = [other for other in photo.connections if other not in here and other not in known]
         rejected = [here[other].file for other in photo.connections if other in here and here[other].problems]
@@ -1384,28 +1401,24 @@ def find_folders(root: Path, run: Run) -> Iterator[tuple[Path, UploaderError | N
 def compare_folders(tours: list[Tour]) -> None:
     """Let no photo be sent from two folders: a copy counts where it stands first, of two versions none is sent."""
     elsewhere: dict[str, list[tuple[Photo, int]]] = {}
+    unsent = [[photo for photo in tour.photos if not photo.uuid and photo.state == "ready"] for tour in tours]
     for number, tour in enumerate(tours):
-        published = tour.resume.published() if tour.resume else []
-        for photo in published + [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
+        for photo in tour.resume.published() + unsent[number]:
             for mark in filter(None, (photo.photo_id, photo.shot and photo.shot + photo.picture)):
                 elsewhere.setdefault(mark, []).append((photo, number))
-    for number, tour in enumerate(tours):
-        for photo in [photo for photo in tour.photos if not photo.uuid and photo.state == "ready"]:
-            alike = (*elsewhere.get(photo.photo_id, ()), *elsewhere.get(photo.shot + photo.picture, ()))
-            for other, there in dict.fromkeys(alike):
-                if there != number and photo.state == "ready" and other.state != "copy":
-                    compare(photo, other, shown(tours[there].folder), there < number)
-
-
-def compare(photo: Photo, other: Photo, folder: str, first: bool) -> None:
-    """Settle what becomes of a photo that stands in another folder too; `first`: that folder is sent before."""
-    if photo.picture != other.picture:  # the other is held back too, when it is compared with this one
-        photo.doubts += (ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}"),)
-    elif other.uuid:
-        settle(photo, other)
-        photo.warnings = (Problem("published from another folder", detail=folder),)
-    elif first:
-        mark_copy(photo, f"{shown(other.file)} in {folder}")
+    for number, photo in [(number, photo) for number, photos in enumerate(unsent) for photo in photos]:
+        alike = (*elsewhere.get(photo.photo_id, ()), *elsewhere.get(photo.shot + photo.picture, ()))
+        for other, there in dict.fromkeys(alike):
+            folder = shown(tours[there].folder)
+            if there == number or photo.state != "ready" or other.state == "copy":
+                continue
+            if photo.picture != other.picture:  # the other is held back too, when it is compared with this one
+                photo.doubts += (ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}"),)
+            elif other.uuid:
+                settle(photo, other)
+                photo.warnings = (Problem("published from another folder", detail=folder),)
+            elif there < number:  # that one is sent before
+                mark_copy(photo, f"{shown(other.file)} in {folder}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1420,7 +1433,7 @@ PHOTOS_GONE = Problem("photos of it are no longer in the folder", "put them back
 
 def plan(tour: Tour) -> None:
     """Step 2: group photos into sequences, order them, cut them to Mapillary's limits, and see what holds them back."""
-    records = tour.resume.sequences if tour.resume else {}
+    records = tour.resume.sequences
     before, sequences = dict(records), {uuid: s for uuid, s in records.items() if s.settled}
     settled = set(sequences)
     known = {photo.file: photo for s in records.values() if s.state != "published" for photo in s.photos}
@@ -1690,76 +1703,51 @@ to_json = json.JSONEncoder(ensure_ascii=False).encode  # letters stay letters
 NEW_KEYS: dict[str, Any] = {"shot": "", "picture": "", "shown_before": []}  # which files of version 1.0 lack
 
 
-class Resume:
-    """The resume file of one folder, held in memory; the only thing here that remembers from run to run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.service = self.username = self.user_id = ""
-        self.organization_id: str | None = None
-        self.closed = True  # the last run ended in order: whatever it began to send stands here
-        self.sequences: dict[str, Sequence] = {}
-        self.session_keys: set[str] = set()  # of all sessions that were begun here
-        self.changed = False
-        self.read_from = b""
-        self.texts: dict[str, str] = {}  # of published sequences, which don't change any more once they are written
-
-    def adopt_owner(self, account: Account, service: Service) -> None:
-        """Make the account the owner of a new file; raise UsageError where the file has another one."""
-        if not self.user_id:
-            self.service, self.user_id, self.organization_id = service.name, account.user_id, account.organization_id
-        for what, text, now, then in (
-            ("account", f"{self.username} ({self.user_id})", account.user_id, self.user_id),
-            ("organization", self.organization_id or "none", account.organization_id, self.organization_id),
-            ("service", self.service, service.name, self.service),
-        ):
-            if now != then:
-                text = f"the resume file in {shown(self.folder)} is of another {what}: {text}"
-                raise UsageError(text, f"Run with that {what}")
-        self.changed |= bool(self.username) and self.username != account.username  # it was renamed
-        self.username = account.username
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a sequence isn't published."""
-        return any(sequence.state != "published" for sequence in self.sequences.values())
-
-    def published(self) -> list[Photo]:
-        """All photos that are published, or perhaps are."""
-        return [photo for sequence in self.sequences.values() if sequence.settled for photo in sequence.photos]
-
-    def save(self) -> None:
-        """Write atomically; raise UploaderError where it fails."""
-        path = resume_path(self.folder)
-        try:
-            write_atomically(path, path.with_name(TEMPORARY_NAME), [self.text()])
-            self.changed = False
-        except OSError as error:
-            hint = "The old one is still there; make room and run again, what was uploaded is not sent anew"
-            raise UploaderError(f"the resume file {shown(path)} can't be saved: {error.strerror}", hint) from error
-
-    def text(self) -> bytes:
-        """JSON for people to read, a line a photo. A name that isn't valid text keeps its \\udcXX."""
-        lines = ['{"format": 1', *(f' "{name}": {to_json(getattr(self, name))}' for name in RESUME_KEYS)]
-        keys = {photo.session_key for sequence in self.sequences.values() for photo in sequence.photos}
-        lines.append(f' "earlier_keys": {to_json(sorted(self.session_keys - keys))}')
-        texts = []
-        for uuid, sequence in self.sequences.items():
-            texts.append(self.texts.get(uuid) or sequence_text(sequence))
-            if sequence.state == "published":
-                self.texts[uuid] = texts[-1]
-        lines.append(' "sequences": {\n' + ",\n".join(filter(None, texts)) + "}}\n")
-        return ",\n".join(lines).encode("utf-8", "backslashreplace")
+def adopt_owner(tour: Tour, account: Account, service: Service) -> None:
+    """Make the account the owner of a new resume file; raise UsageError where the file has another one."""
+    resume = tour.resume
+    if not resume.user_id:
+        resume.service, resume.user_id, resume.organization_id = service.name, account.user_id, account.organization_id
+    for what, text, now, then in (
+        ("account", f"{resume.username} ({resume.user_id})", account.user_id, resume.user_id),
+        ("organization", resume.organization_id or "none", account.organization_id, resume.organization_id),
+        ("service", resume.service, service.name, resume.service),
+    ):
+        if now != then:
+            where = f"the resume file in {shown(tour.folder)}"
+            raise UsageError(f"{where} is of another {what}: {text}", f"Run with that {what}")
+    resume.changed |= bool(resume.username) and resume.username != account.username  # it was renamed
+    resume.username = account.username
 
 
-def sequence_text(sequence: Sequence) -> str:
-    """A sequence in the resume file, with the photos that were begun; "" where there is none."""
-    begun = [photo for photo in sequence.photos if photo.session_key]
-    if not begun:
-        return ""
-    facts = record_to(sequence, SEQUENCE_KEYS) | {"state": sequence.state if sequence.settled else "uploading"}
-    photos = ",\n".join(f"   {to_json(photo.file)}: {to_json(record_to(photo, PHOTO_KEYS))}" for photo in begun)
-    return f'  {to_json(sequence.uuid)}: {to_json(facts)[:-1]}, "photos": {{\n{photos}}}}}'
+def save_resume(folder: Path, resume: Resume) -> None:
+    """Write the resume file atomically; raise UploaderError where it fails."""
+    path = resume_path(folder)
+    hint = "The old one is still there; make room and run again, what was uploaded is not sent anew"
+    with failing_as(f"the resume file {shown(path)} can't be saved", hint, UploaderError):
+        write_atomically(path, path.with_name(TEMPORARY_NAME), resume_text(resume))
+    resume.changed = False
+
+
+def resume_text(resume: Resume) -> Iterator[bytes]:
+    """JSON for people to read, a line a photo. A name that isn't valid text keeps its \\udcXX."""
+    keys = {photo.session_key for sequence in resume.sequences.values() for photo in sequence.photos}
+    facts = {"format": 1} | record_to(resume, RESUME_KEYS) | {"earlier_keys": sorted(resume.session_keys - keys)}
+    text = json.dumps(facts, indent=1, ensure_ascii=False)[:-2] + ',\n "sequences": {\n'
+    for uuid, sequence in resume.sequences.items():
+        final = sequence.state in ("publishing", "published")
+        photos = resume.texts.get(uuid, b"") if final else b""
+        if not photos:
+            begun = [photo for photo in sequence.photos if photo.session_key]
+            lines = (f"   {to_json(photo.file)}: {to_json(record_to(photo, PHOTO_KEYS))}" for photo in begun)
+            photos = ",\n".join(lines).encode("utf-8", "backslashreplace")
+        resume.texts[uuid] = photos if final else b""
+        if photos:
+            facts = record_to(sequence, SEQUENCE_KEYS) | {"state": sequence.state if sequence.settled else "uploading"}
+            text += f'  {to_json(uuid)}: {to_json(facts)[:-1]}, "photos": {{\n'
+            yield text.encode("utf-8", "backslashreplace") + photos
+            text = "}},\n"
+    yield text.rstrip(",\n").encode("utf-8", "backslashreplace") + b"}}\n"
 
 
 def record_to(record: object, keys: Iterable[str]) -> dict[str, Any]:
@@ -1796,28 +1784,25 @@ def resume_path(folder: Path) -> Path:
         hint = "Two folders were merged, or a copy was put back: keep one folder's photos and its file, move the rest"
         raise UsageError(f"{shown(folder)} holds {' and '.join(map(shown, sorted(found)))}", hint)
     if path.is_symlink() and not path.exists():
-        hint = "Mount it, or put it back; without it nobody knows what is published"
-        raise UsageError(f"the resume file {shown(path)} is a link, and its target is away", hint)
+        what = f"the resume file {shown(path)} is a link, and its target is away"
+        raise UsageError(what, "Mount it, or put it back: it knows what is published")
     return Path(os.path.realpath(path))
 
 
-def load_resume(folder: Path, known: Resume | None = None) -> Resume | None:
-    """Read the folder's resume file, which may be `known`; None where there is none. Never takes a bad one as empty."""
-    path, resume = resume_path(folder), Resume(folder)
-    try:
-        resume.read_from = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        text = f"the resume file {shown(path)} can't be read: {(error.strerror or 'error').lower()}"
-        raise UsageError(text, "See to its permissions and the disk") from error
-    if known and known.read_from == resume.read_from:
+def load_resume(folder: Path, known: Resume | None = None) -> Resume:
+    """Read the folder's resume file, which may be `known`; empty where there is none. A bad one is never that."""
+    path = resume_path(folder)
+    with failing_as(f"the resume file {shown(path)} can't be read", "See to its permissions and the disk"):
+        if not path.exists():
+            return Resume()
+        text = path.read_bytes()
+    if known and text and known.read_from == text:
         return known
     try:
-        data = json.loads(resume.read_from)
+        data = json.loads(text)
         if data["format"] != 1:
             raise UsageError(f"the resume file {shown(path)} was written by a newer version", "Update this program")
-        vars(resume).update(record_from(data, RESUME_KEYS))
+        resume = Resume(**record_from(data, RESUME_KEYS), read_from=text)
         resume.sequences = {uuid: sequence_from(uuid, record) for uuid, record in data["sequences"].items()}
         current = {photo.session_key for sequence in resume.sequences.values() for photo in sequence.photos}
         resume.session_keys = current.union(data.get("earlier_keys", ()))
@@ -1856,58 +1841,40 @@ def record_from(data: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's kernel lock, which a killed run loses; raise UploaderError at once where another run has it."""
-    path = folder / LOCK_NAME
-    try:
-        stream = open_lock(path)
-    except OSError as error:
-        hint = "The resume file must be kept in it"
-        raise UsageError(f"{shown(path)} can't be written: {error.strerror}", hint) from error
+    path, temporary = folder / LOCK_NAME, folder / TEMPORARY_NAME
+    with failing_as(f"{shown(path)} can't be written", "The resume file must be kept in it"):
+        others = path.exists() and not os.access(path, os.W_OK)  # it is as good for locking
+        stream = open(path, "rb" if others else "a+b")  # noqa: SIM115
     with stream:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
+        with failing_as(f"{shown(path)} can't be locked", "Use a file system with locks"):
+            try:
+                if sys.platform == "win32":
+                    import msvcrt
 
-                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
+                    msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
 
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            hint = "Wait for it; from cron that is normal"
-            raise UploaderError(f"another run is at work on {shown(folder)}", hint, Exit.BUSY) from error
-        except OSError as error:
-            hint = "Use a file system with locks"
-            raise UsageError(f"{shown(path)} can't be locked: {error.strerror}", hint) from error
-        temporary = folder / TEMPORARY_NAME
-        try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                hint = "Wait for it; from cron that is normal"
+                raise UploaderError(f"another run is at work on {shown(folder)}", hint, Exit.BUSY) from error
+        with failing_as(f"{shown(temporary)} is in the way", "Remove it"):
             temporary.unlink(missing_ok=True)  # of a run that was killed while it saved
-        except OSError as error:
-            raise UsageError(f"{shown(temporary)} is in the way: {error.strerror}", "Remove it") from error
         yield
-
-
-def open_lock(path: Path) -> BinaryIO:
-    """The lock file; another user's, which can't be written, is as good for locking."""
-    try:
-        return open(path, "a+b")
-    except PermissionError:
-        if not path.exists():
-            raise
-        return open(path, "rb")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mapillary client
 # ----------------------------------------------------------------------------------------------------------------------
 
+LOOK_UP_ID = "Look up its id on mapillary.com"
 REQUEST_LIMITS = (4, 17, 32, 613)  # codes of Facebook's Graph API
 UNCLEAR = (408, 409, 425, 499)  # a gateway's: the call may have gone through
 
 
 def host_of(name: str, url: str) -> str:
     """The host that an http address names; raise UsageError where it is none, with the variable that it is from."""
-    from urllib.parse import urlsplit
-
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", url):
@@ -1917,15 +1884,13 @@ def host_of(name: str, url: str) -> str:
 
 def check_endpoint(name: str, url: str) -> str:
     """The address without a slash at its end; raise UsageError where the token would go out in the clear."""
-    from ipaddress import ip_address
-
     host = host_of(name, url)
     loopback = host == "localhost"
     with contextlib.suppress(ValueError):  # a name
         loopback |= ip_address(host).is_loopback
     if "@" in url or (url.startswith("http:") and not loopback):
-        hint = "It takes https:// and a host's name; plain http is for this machine only"
-        raise UsageError(f"{name} can't be used: {shown(url.rpartition('@')[2])}", hint)
+        address = shown(url.rpartition("@")[2])
+        raise UsageError(f"{name} can't be used: {address}", "Use https://HOST; plain http is for this machine only")
     return url.rstrip("/")
 
 
@@ -1936,12 +1901,9 @@ def check_connection_settings(service: Service, environment: Mapping[str, str]) 
 
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = environment.get(name)
-        try:
+        with failing_as(f"{name} names no file of certificates: {shown(path)}", "Correct it, or unset it"):
             if path and not os.path.isdir(path):
                 ssl.create_default_context(cafile=path)
-        except OSError as error:
-            text = f"{name} names no file of certificates: {shown(path)}"
-            raise UsageError(text, "Correct it, or unset it") from error
     proxies = {name[:-6].lower(): name for name in sorted(environment) if name.lower().endswith("_proxy")}
     without = {"no": environment[proxies["no"]]} if "no" in proxies else {}
     for url in service:
@@ -1954,30 +1916,25 @@ def check_connection_settings(service: Service, environment: Mapping[str, str]) 
 class Line:
     """A thread's connections to Mapillary, which another thread can cut: a call that hangs can't end by itself."""
 
-    def __init__(self, token: str, grace: float = 0) -> None:
+    def __init__(self, token: str) -> None:
         import requests
         from requests.adapters import HTTPAdapter
-        from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
         sockets = self.sockets = weakref.WeakSet[socket.socket]()
         self.busy, self.ends_at = False, math.inf  # whether a call is under way, and when it must be over (monotonic)
-        self.grace = grace  # seconds that the call is given when the run ends
-
-        def watched(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
-            class Connection(pool.ConnectionCls):  # type: ignore[misc, name-defined]
-                def connect(self) -> None:
-                    super().connect()
-                    sockets.add(self.sock)
-
-            return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-        pools = {"http": watched(HTTPConnectionPool), "https": watched(HTTPSConnectionPool)}
 
         class Adapter(HTTPAdapter):
-            def proxy_manager_for(self, *args: Any, **named: Any) -> Any:
-                manager = super().proxy_manager_for(*args, **named)
-                manager.pool_classes_by_scheme = pools
-                return manager
+            def get_connection_with_tls_context(self, *args: Any, **named: Any) -> Any:
+                pool: Any = super().get_connection_with_tls_context(*args, **named)
+                if pool.ConnectionCls is type(pool).ConnectionCls:
+
+                    class Connection(pool.ConnectionCls):  # type: ignore[misc]
+                        def connect(self) -> None:
+                            super().connect()
+                            sockets.add(self.sock)
+
+                    pool.ConnectionCls = Connection
+                return pool
 
         def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
             request.headers["Authorization"] = f"OAuth {token}"  # ~/.netrc can't replace it
@@ -1986,10 +1943,8 @@ class Line:
         self.session = requests.Session()
         self.session.auth = authorize
         self.session.headers["User-Agent"] = f"mapillary-uploader/{__version__}"
-        adapter = Adapter()
-        adapter.poolmanager.pool_classes_by_scheme = pools
-        self.session.mount("http://", adapter)
-        self.session.mount("https://", adapter)
+        self.session.mount("http://", Adapter())
+        self.session.mount("https://", Adapter())
 
     def cut(self) -> None:
         """End the call that is under way: its socket answers that nothing more will come."""
@@ -1998,7 +1953,7 @@ class Line:
                 socket.socket.shutdown(end, socket.SHUT_RDWR)  # not SSLSocket's, which another thread is using
 
 
-class Client:
+class Client(contextlib.AbstractContextManager["Client"]):
     """Mapillary, for all threads of a call: the connections, the retries, the rate limit, the end.
 
     The token goes to the two hosts of `service` only: redirects are not followed.
@@ -2007,43 +1962,32 @@ class Client:
     def __init__(self, service: Service, token: str, run: Run, settings: Settings) -> None:
         self.service, self.token, self.run, self.retries = service, token, run, settings.retries
         self.clock, self.secrets = run.clock, [token]  # what no message may show
-        self.ended, self.ended_at = threading.Event(), math.inf  # no call begins, no byte goes out any more
+        self.ended = threading.Event()  # no call begins, no byte goes out any more
         self.senders = ThreadPoolExecutor(settings.workers)  # each keeps its connection
         self.others = ThreadPoolExecutor(10)
         self.lines: list[Line] = []
         self._of_thread = threading.local()
         self._opens_at = 0.0
         self._limited_since = math.inf  # since when nothing has got through the rate limit
-        self._left = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Client:
-        self._watcher.start()
-        return self
+    def cut(self) -> None:
+        """End all calls that are under way; none begins any more."""
+        self.ended.set()
+        for line in [*self.lines]:
+            line.cut()
 
     def __exit__(self, *_: object) -> None:
         """Nothing stays behind: threads end as soon as their calls do, which are cut."""
-        self.end()
-        self._left.set()
-        self._watcher.join()
-        for line in [*self.lines]:
-            line.cut()
+        self.cut()
         for threads in (self.senders, self.others):
             threads.shutdown(wait=not any(line.busy for line in self.lines), cancel_futures=True)
         for line in self.lines:
             line.session.close()
 
-    def end(self) -> None:
-        """Let no call begin any more, and cut those that hang; a publish is given a moment."""
-        self.ended_at = min(self.ended_at, time.monotonic())
-        self.ended.set()
-
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Cut each call that is over its time: the time limits of sockets are only between two bytes."""
-        while not self._left.wait(TICK):
-            for line in [line for line in self.lines if line.busy]:
-                if min(line.ends_at, self.ended_at + line.grace) < time.monotonic():
-                    line.cut()
+        for line in [line for line in self.lines if line.busy and line.ends_at < time.monotonic()]:
+            line.cut()
 
     def upload(self, key: str, size: int, body: Callable[[int], Iterator[bytes]], known: bool) -> tuple[str, bool]:
         """Send an upload session, whose bytes from an offset on are `body`; its file handle, and whether any were sent.
@@ -2059,8 +2003,7 @@ class Client:
                 offset = self._offset(key) if ask else 0
                 failures, reached = (0, offset) if offset > reached else (failures, reached)
                 if offset > size:
-                    text = f"Mapillary says it holds {offset:,} bytes of it, more than the {size:,} there are"
-                    raise ServiceError(text)
+                    raise ServiceError(f"Mapillary says it holds {offset:,} bytes of it, more than its {size:,}")
                 if offset == size and foreign:
                     raise AlreadyThere("Mapillary has it already, and this folder's resume file doesn't know of it")
                 sent, foreign = sent or offset < size, False
@@ -2068,7 +2011,7 @@ class Client:
                 self._limited_since = math.inf
                 return handle, sent
             except TokenRefused:
-                self.end()  # no other thread may begin a call
+                self.ended.set()  # no other thread may begin a call
                 raise
             except Passing as error:
                 first = error.status == 412 and not ask
@@ -2085,7 +2028,7 @@ class Client:
         content |= {} if organization_id is None else {"organization_id": organization_id}
 
         def call() -> dict[str, Any]:
-            line = Line(self.token, grace=2)
+            line = Line(self.token)
             self.lines.append(line)
             try:
                 return self._call("POST", f"{self.service.graph}/finish_upload", line, json=content)
@@ -2133,6 +2076,7 @@ class Client:
         """Have another thread make a call, so that this one can leave it when it is told to stop."""
         future = self.others.submit(call)
         while not wait([future], TICK).done:
+            self.watch()
             self.run.check()
         return future.result()
 
@@ -2206,22 +2150,26 @@ class Client:
 
         while (left := self._opens_at - self.clock.seconds()) > 0 and not self.ended.is_set():
             self.clock.wait(left, self.ended.is_set)
-        if self.ended.is_set():
-            raise Stopped("stopped")
         name = f"{method} {url.partition('?')[0].removeprefix(self.service.graph).removeprefix(self.service.uploads)}"
         line, limits = line or self._line(), (CONNECT_SECONDS, limit or ANSWER_SECONDS)
         started = time.monotonic()
-        line.busy, line.ends_at = True, started + sum(limits)
+        line.ends_at, line.busy = started + sum(limits), True
         try:
+            if self.ended.is_set():
+                raise Stopped("stopped")
             answer = line.session.request(method, url, timeout=limits, allow_redirects=False, **rest)
         except (requests.RequestException, OSError, ValueError) as error:  # ValueError: an address that can't be read
             raise broken(name, error) from error
         finally:
             line.busy = False
-        message = server_message(answer, self.secrets)
+        data: Any = {}
+        with contextlib.suppress(ValueError, RecursionError):
+            data = json.loads(answer.content)
+        data = data if isinstance(data, dict) else {}
+        message = "" if answer.ok else server_message(answer, data, self.secrets)
         took = 1000 * (time.monotonic() - started)
         self.run.message("debug", f"{name}: {answer.status_code} in {took:.0f} ms{message and ', ' + message}")
-        return judge_answer(name, answer, message)
+        return judge_answer(name, answer, data, message)
 
 
 def broken(name: str, error: Exception) -> Passing:
@@ -2237,21 +2185,9 @@ def broken(name: str, error: Exception) -> Passing:
     return Passing(f"{name}: the connection was lost ({text})")
 
 
-def json_of(answer: requests.Response) -> dict[str, Any]:
-    """The answer's JSON object, {} for anything else."""
-    with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(data := json.loads(answer.content), dict):
-            return data
-    return {}
-
-
-def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
+def server_message(answer: requests.Response, data: Mapping[str, Any], secrets: Iterable[str]) -> str:
     """What the server says of a failure, without secrets: error.message, debug_info.message, or a text's start."""
-    from urllib.parse import quote
-
-    if answer.ok:
-        return ""
-    data, text = json_of(answer), ""
+    text = ""
     for key in ("error", "debug_info"):
         if isinstance(data.get(key), dict):
             text = text or str(data[key].get("error_user_msg") or data[key].get("message") or "")
@@ -2262,9 +2198,9 @@ def server_message(answer: requests.Response, secrets: Iterable[str]) -> str:
     return shown(text)[:size]
 
 
-def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str, Any]:
+def judge_answer(name: str, answer: requests.Response, data: dict[str, Any], message: str) -> dict[str, Any]:
     """The data of a good answer; else raise what its status and its JSON say: passing, a rate limit, or a final no."""
-    status, data = answer.status_code, json_of(answer)
+    status = answer.status_code
     if 200 <= status < 300:
         return data
     graph = data["error"] if isinstance(data.get("error"), dict) else {}
@@ -2281,15 +2217,12 @@ def judge_answer(name: str, answer: requests.Response, message: str) -> dict[str
     if status >= 500 or status in (408, 412, 421, 425) or (transient and status >= 400):
         raise Passing(text, **facts, delay=0 if status == 412 else asked)
     if status in (401, 403) or info.get("type") == "NotAuthorizedError":
-        hint = "Sign in again with --login, or set MAPILLARY_ACCESS_TOKEN"
-        raise TokenRefused(f"Mapillary refuses the token ({text})", hint, **facts)
+        raise TokenRefused(f"Mapillary refuses the token ({text})", "Sign in again with --login", **facts)
     raise Refused(text, **facts)
 
 
 def retry_after(answer: requests.Response) -> float | None:
     """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it says nothing."""
-    from email.utils import parsedate_to_datetime
-
     value = answer.headers.get("Retry-After", "")
     seconds = finite(value)
     if seconds is None and value:
@@ -2310,29 +2243,23 @@ def as_id(value: object) -> str:
 REFUSED = Problem("Mapillary refuses it", "look at the photo, and remove it if it is no use")
 
 
-def as_checked(tour: Tour, account: Account, service: Service) -> Resume:
-    """The resume file, if it and the photos are as they were when the folder was checked; raise UploaderError."""
-
-    def facts(resume: Resume | None) -> bytes:
-        return re.sub(rb'"image_id": [^}]*', b"", resume.read_from) if resume else b""
-
+def check_as_checked(tour: Tour, account: Account, service: Service) -> None:
+    """Raise UploaderError where the resume file or a photo isn't as it was when the folder was checked."""
     fresh = load_resume(tour.folder, tour.resume)
-    if fresh is not tour.resume and facts(fresh) != facts(tour.resume):
+    then, now = (re.sub(rb'"image_id": [^}]*', b"", resume.read_from) for resume in (tour.resume, fresh))
+    if then != now:
         raise UploaderError(f"another run has worked on {shown(tour.folder)} since it was checked", "Check it again")
-    if fresh and tour.resume and fresh.read_from != tour.resume.read_from:
+    if fresh.read_from != tour.resume.read_from:
         for uuid, sequence in tour.resume.sequences.items():
-            for photo, now in zip(sequence.photos, fresh.sequences[uuid].photos):
-                photo.image_id = now.image_id
+            for photo, found in zip(sequence.photos, fresh.sequences[uuid].photos):
+                photo.image_id = found.image_id
     for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
         with contextlib.suppress(OSError):
             status = place(tour.folder, photo.file).stat()
             if (status.st_size, status.st_mtime_ns) == (photo.size, photo.mtime_ns):
                 continue
-        text = f"{shown(photo.file)} was changed or removed since it was checked"
-        raise UploaderError(text, "Check the folder again")
-    resume = tour.resume or Resume(tour.folder)
-    resume.adopt_owner(account, service)
-    return resume
+        raise UploaderError(f"{shown(photo.file)} was changed or removed since it was checked", "Check it again")
+    adopt_owner(tour, account, service)
 
 
 class Uploading:
@@ -2344,7 +2271,7 @@ class Uploading:
 
     def __init__(self, client: Client, result: Result) -> None:
         self.client, self.result, self.settings, self.run = client, result, result.settings, client.run
-        self.resume = result.resume or Resume(result.folder)
+        self.resume = result.resume
         self.todo: deque[Photo] = deque()  # to hash
         self.ready: deque[tuple[Photo | Sequence, str, int, Callable[[int], Iterator[bytes]]]] = deque()  # to send
         self.to_publish: deque[Sequence] = deque()
@@ -2416,47 +2343,40 @@ class Uploading:
     def rounds(self) -> None:
         """Do all there is to do, or until nothing has got through for --patience minutes of waiting."""
         waited, patience = 0.0, 60 * self.settings.patience
-        while True:
-            self.round(1 if waited else max(2, self.settings.workers))
-            if not self.failed:
-                return
+        while self.round(1 if waited else max(2, self.settings.workers)):
             if self.got_through:
                 waited = 0.0
             elif waited < patience:
-                waited += self.wait_out(waited, patience)
+                text = f"nothing gets through to Mapillary ({self.failed[-1][1]}); trying again for up to "
+                self.run.message("debug" if waited else "warning", f"{text}{patience / 60:g} min")
+                self.save()
+                seconds = min(patience - waited, max(FIRST_OUTAGE_WAIT, min(waited, LONGEST_OUTAGE_WAIT)))
+                self.client.clock.wait(seconds, self.run.stop.is_set)
+                self.run.check()
+                waited += seconds
             else:
-                break
+                for job, error in self.failed:
+                    if isinstance(job, Photo):
+                        job.failure = str(error)
+                text = f"nothing gets through to Mapillary; given up after {waited / 60:.0f} min"
+                note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
+                return
             self.todo += [job for job, _ in self.failed if isinstance(job, Photo)]
             for sequence in [job for job, _ in self.failed if isinstance(job, Sequence)]:
                 self.send_if_complete(sequence)
             self.failed = []
-        for job, error in self.failed:
-            if isinstance(job, Photo):
-                job.failure = str(error)
-        text = f"nothing gets through to Mapillary; given up after {waited / 60:.0f} min"
-        note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
 
-    def wait_out(self, waited: float, patience: float) -> float:
-        """Wait in an outage that has lasted so many seconds, which is said once; the seconds."""
-        seconds = min(patience - waited, max(FIRST_OUTAGE_WAIT, min(waited, LONGEST_OUTAGE_WAIT)))
-        why = self.failed[-1][1] if self.failed else ""
-        text = f"nothing gets through to Mapillary ({why}); trying again for up to {patience / 60:g} min"
-        self.run.message("debug" if waited else "warning", text)
-        self.save()
-        self.client.clock.wait(seconds, self.run.stop.is_set)
-        self.run.check()
-        return seconds
-
-    def round(self, enough: int) -> None:
-        """Keep the threads at work until all is done, or `enough` jobs have failed in a row."""
+    def round(self, enough: int) -> bool:
+        """Keep the threads at work until all is done, or `enough` jobs have failed in a row; whether any has failed."""
         self.in_row, self.got_through = 0, False
         while True:
             if self.in_row < enough:
                 self.fill()
             if not self.running:
-                return
+                return bool(self.failed)
             for future in wait(self.running, TICK, FIRST_COMPLETED).done:
                 self.running.pop(future)(future)
+            self.client.watch()
             self.run.check()
             sizes, seconds = (self.arrived_bytes, self.expected_bytes), self.client.clock.seconds() - self.started
             self.run.progress(Progress("upload", self.arrived, self.expected, *sizes, self.result.already, seconds))
@@ -2578,8 +2498,7 @@ class Uploading:
     def published(self, sequence: Sequence, before: tuple[str, int | None], future: Future[str]) -> None:
         """What became of a publish: done, certainly not done, or nobody knows. Saved before anything else happens."""
         error = future.exception()
-        others = {s.cluster_id for s in self.resume.sequences.values()}
-        if error is None and future.result() in others:
+        if error is None and future.result() in {s.cluster_id for s in self.resume.sequences.values()}:
             error = ServiceError("POST /finish_upload: the answer is another sequence's cluster id")
         if error is None:
             sequence.state, sequence.cluster_id = "published", future.result()
@@ -2587,34 +2506,31 @@ class Uploading:
             self.in_row, self.got_through = 0, True
             count = count_of(sequence.photos, "photo")
             self.run.message("info", f"published sequence {sequence.uuid}: {count} (cluster {sequence.cluster_id})")
-        elif isinstance(error, Stopped) or (isinstance(error, ServiceError) and error.without_effect):
-            sequence.state, sequence.publish_tried_at = before  # a call of an earlier run may still have had an effect
-            self.not_published(sequence, error)
-        else:
+        elif not (isinstance(error, Stopped) or (isinstance(error, ServiceError) and error.without_effect)):
             sequence.state = "unconfirmed"
             note_error(self.result, self.run, unclear(sequence, f": {error}"))
+        else:
+            sequence.state, sequence.publish_tried_at = before  # a call of an earlier run may still have had an effect
+            if isinstance(error, Passing) and not isinstance(error, Throttled):
+                self.in_row += 1
+                self.failed.append((sequence, error))
+            elif not isinstance(error, (Stopped, TokenRefused)):
+                text = f"sequence {sequence.uuid} was not published: {error}"
+                note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
+                if isinstance(error, Refused):  # its handles may be what is wrong
+                    sequence.manifest_handle = None
+                    for photo in sequence.photos:
+                        photo.file_handle = None
         self.save()
         if isinstance(error, TokenRefused) or (error and not isinstance(error, (ServiceError, Stopped))):
             raise error
 
-    def not_published(self, sequence: Sequence, error: UploaderError) -> None:
-        """A publish has certainly had no effect: it is tried again where that is of use."""
-        if isinstance(error, Passing) and not isinstance(error, Throttled):
-            self.in_row += 1
-            self.failed.append((sequence, error))
-            return
-        if isinstance(error, Refused) and not isinstance(error, TokenRefused):  # its handles may be what is wrong
-            sequence.manifest_handle = None
-            for photo in sequence.photos:
-                photo.file_handle = None
-        if not isinstance(error, (Stopped, TokenRefused)):
-            text = f"sequence {sequence.uuid} was not published: {error}"
-            note_error(self.result, self.run, UploaderError(text, "Run again to go on"))
-
     def wind_up(self) -> None:
         """However the rounds have ended: give publishes two seconds to answer, and save what is known."""
-        self.client.end()
-        wait(self.running, 2.5)
+        self.client.ended.set()
+        wait([future for future, then in self.running.items() if then.func == self.published], 2)
+        self.client.cut()
+        wait(self.running, 0.5)
         for future in [future for future in self.running if future.done()]:
             with contextlib.suppress(UploaderError):
                 self.running.pop(future)(future)
@@ -2625,7 +2541,7 @@ class Uploading:
     def save(self) -> None:
         """Save the resume file, and say when next: it may cost a few percent of the run."""
         started = self.client.clock.seconds()
-        self.resume.save()
+        save_resume(self.result.folder, self.resume)
         ended = self.client.clock.seconds()
         self.save_at = ended + max(3, 40 * (ended - started))
 
@@ -2671,8 +2587,6 @@ def find_arrivals(result: Result, run: Run) -> None:
 
 def find_images(client: Client, username: str, photos: Iterable[Photo]) -> dict[str, Photo]:
     """What Mapillary shows of an account within the photos' capture window, ± 2 s; all pages. By id, without file."""
-    from urllib.parse import urlencode
-
     times = [photo.captured_at for photo in photos]
     query = {"start_captured_at": iso(min(times) - 2_000), "end_captured_at": iso(max(times) + 2_000), "limit": "2000"}
     query |= {"creator_username": username, "fields": "id,captured_at,geometry,make,model"}
@@ -2754,8 +2668,9 @@ class Neighbours:
         return ids
 
 
-def look_up_unconfirmed(client: Client, resume: Resume, result: Result) -> None:
+def look_up_unconfirmed(client: Client, result: Result) -> None:
     """Settle publishes of earlier runs whose outcome is not known; one that can't be asked for isn't republished."""
+    resume = result.resume
     try:
         look_up(client, resume, "unconfirmed")
     except ServiceError as error:
@@ -2772,7 +2687,8 @@ def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Re
     if tour.owner and account.organization_id is None:
         account = replace(account, organization_id=tour.owner.organization_id)
     with locked(tour.folder), Client(service, account.token, run, tour.settings) as client:
-        resume = as_checked(tour, account, service)
+        check_as_checked(tour, account, service)
+        resume = tour.resume
         result = Result(**vars(tour), looked_up=True)
         result.username, result.errors = account.username, []
         try:
@@ -2781,7 +2697,7 @@ def look_up_tour(tour: Tour, account: Account, service: Service, run: Run) -> Re
         finally:
             result.sent = resume.changed
             if resume.changed:
-                resume.save()  # what was found before a call failed stays found
+                save_resume(tour.folder, resume)  # what was found before a call failed stays found
         planned, known = {s.uuid for s in tour.sequences}, {photo.uuid for photo in resume.published()}
         result.sequences = [*tour.sequences, *(s for uuid, s in resume.sequences.items() if uuid not in planned)]
         here = [photo for photo in tour.photos if photo.uuid not in known and photo.state not in ("published", "copy")]
@@ -2814,9 +2730,9 @@ def look_up(client: Client, resume: Resume, state: str) -> None:
                 client.run.message("warning", text)
 
 
-def look_up_planned(client: Client, resume: Resume, result: Result) -> None:
+def look_up_planned(client: Client, result: Result) -> None:
     """Hold a sequence back of which Mapillary shows photos before they are sent, and note what it shows."""
-    new = [s for s in result.planned if not s.settled]
+    resume, new = result.resume, [s for s in result.planned if not s.settled]
     unsent = dict.fromkeys(photo for s in new for photo in s.photos)
     neighbours = Neighbours([*resume.published(), *unsent])
     for sequence in [s for s in new if not s.problems]:
@@ -2848,8 +2764,7 @@ def granted(application: Application, service: Service, grant: Mapping[str, str]
         try:
             data = client.post("/token", content)
         except Refused as error:
-            hint = "Sign in again; a code works once, and soon ends"
-            raise SignInError(f"Mapillary gives no token: {error.args[0]}", hint) from error
+            raise SignInError(f"Mapillary gives no token: {error.args[0]}", "Sign in again: codes soon end") from error
     lifetime = finite(data.get("expires_in"))
     expires = iso(run.clock.now() + int(1000 * lifetime)) if lifetime else ""
     return Profile("", valid_token(data.get("access_token")), expires=expires)
@@ -2859,8 +2774,7 @@ def valid_token(value: object) -> str:
     """The token without surrounding space; raise SignInError where a header can't carry it."""
     token = str(value or "").strip()
     if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", token):
-        hint = "Copy it anew, without quotes around it"
-        raise SignInError("the token holds quotes, spaces or characters that no token has", hint)
+        raise SignInError("the token holds characters that no token has", "Copy it anew, without quotes around it")
     return token
 
 
@@ -2881,8 +2795,7 @@ def read_config(path: Path) -> configparser.ConfigParser:
         with contextlib.suppress(FileNotFoundError):
             config.read_string(path.read_text("utf-8"), str(path))
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
-        hint = "Mend it or move it away"
-        raise SignInError(f"the profile file {shown(path)} can't be read: {shown(error)}", hint) from error
+        raise SignInError(f"the profile file {shown(path)} can't be read: {shown(error)}", "Mend it") from error
     return config
 
 
@@ -2962,8 +2875,8 @@ class SignIn:
         profile = self.given or (self.by_oauth(self.application) if self.application else self.by_password())
         account = account_of(profile.token, None, self.service)
         if account.username != self.name:
-            hint = "Sign in as that account, or give the name of this one with -u"
-            raise SignInError(f"that is the account {shown(account.username)}, not {shown(self.name)}", hint)
+            what = f"that is the account {shown(account.username)}, not {shown(self.name)}"
+            raise SignInError(what, "Sign in as that account, or give the name of this one with -u")
         path = profile_files(self.environment)[0]
         profile = replace(profile, name=self.name, username=account.username, user_id=account.user_id)
         save_profile(profile, path)
@@ -2994,26 +2907,20 @@ class SignIn:
                     return Profile("", valid_token(data.get("access_token")))
                 except Refused as error:
                     self.run.message("error", f"Mapillary says: {error.args[0]}")
-        hint = "See https://www.mapillary.com to reset a password, or set MAPILLARY_ACCESS_TOKEN"
-        raise SignInError("not signed in", hint)
+        raise SignInError("not signed in", "Reset the password on mapillary.com, or set MAPILLARY_ACCESS_TOKEN")
 
     def by_oauth(self, application: Application) -> Profile:
         """OAuth: a person opens an address, and pastes the one that the browser ends at."""
-        from urllib.parse import parse_qs, urlsplit
-
         if not application.redirect_uri:
-            hint = "Set it to the callback address that your application has registered"
-            raise UsageError("MAPILLARY_REDIRECT_URI is not set", hint)
+            raise UsageError("MAPILLARY_REDIRECT_URI is not set", "Set it to your application's callback address")
         state = base64.urlsafe_b64encode(os.urandom(24)).decode()
         click.echo("Open this address, allow the access, and paste the address that the browser ends at:", err=True)
         click.echo(authorize_url(application, state, self.service), err=True)
         answer = parse_qs(urlsplit(self.ask("Address").strip()).query)
         if "error" in answer:
-            text = f"Mapillary did not allow it: {shown(answer['error'][0])}"
-            raise SignInError(text, "Run --login again and allow the access")
+            raise SignInError(f"Mapillary did not allow it: {shown(answer['error'][0])}", "Allow it, or use a token")
         if answer.get("state") != [state] or not answer.get("code"):
-            hint = "Run --login again and paste the whole address"
-            raise SignInError("that address is not the answer to this sign-in", hint)
+            raise SignInError("that address is not the answer to this sign-in", "Paste the whole address")
         return token_from(application, answer["code"][0], self.service)
 
     def renewed(self, profile: Profile) -> Profile:
@@ -3258,16 +3165,11 @@ class Console(Run):
         self.working = False  # a signal sets `stop`; before, it raises KeyboardInterrupt
         self.folder = ""  # with --recursive, the one that a line is about
         self.drawn_at, self.bar, self.lock = self.clock.seconds(), False, threading.Lock()
-        self.set_up(quiet=True, verbose=False)
-
-    def set_up(self, quiet: bool, verbose: bool) -> None:
-        """Say how much is to be shown."""
-        self.lowest = self.LEVELS.index("error" if quiet else "debug" if verbose else "info")
-        self.terminal = bool(sys.stderr and sys.stderr.isatty()) and not quiet
+        self.lowest, self.terminal = "error", bool(sys.stderr and sys.stderr.isatty())
 
     def message(self, level: str, text: str) -> None:
         """A line of the log."""
-        if self.LEVELS.index(level) < self.lowest:
+        if self.LEVELS.index(level) < self.LEVELS.index(self.lowest):
             return
         line = f"{self.folder}: {text}" if self.folder else text
         line = f"{level}: {line}" if level in ("warning", "error") else line
@@ -3334,15 +3236,6 @@ def findings(tour: Tour) -> list[tuple[str, Problem, list[str]]]:
         *grouped("failed", ((name, Problem(failure)) for name, failure in failed)),
         *grouped("warning", ((name, warning) for name, photo in photos for warning in photo.warnings)),
     ]
-
-
-def tell_findings(tour: Tour, console: Console, most: int) -> None:
-    """Each reason of rejection or warning once, with the first names; what keeps the whole folder from being sent."""
-    for title, problem, names in findings(tour):
-        count = f"{len(names):,} × " * (len(names) > 1)
-        console.message("warning" if title == "warning" else "error", f"{count}{problem} [{first_of(names, most)}]")
-    for error in tour.errors:
-        console.message("error", str(error))
 
 
 def states_of(tours: Collection[Tour]) -> str:
@@ -3487,19 +3380,23 @@ def finish(options: Options, account: Account | None, service: Service, console:
     """Ask what is live in a folder; or say what was found there, write --output, and publish it."""
     if options.check and account:
         return look_up_tour(tour, account, service, console)
-    tell_findings(tour, console, 3 if not options.verbose else sys.maxsize)
+    for title, problem, names in findings(tour):
+        count, most = f"{len(names):,} × " * (len(names) > 1), len(names) if options.verbose else 3
+        console.message("warning" if title == "warning" else "error", f"{count}{problem} [{first_of(names, most)}]")
+    for error in tour.errors:
+        console.message("error", str(error))
     if options.verbose:
         for photo in [photo for sequence in tour.planned for photo in sequence.photos if photo.slot]:
             console.message("debug", f"{shown(photo.file)}: {to_json(description_of(photo))}")
     if options.output:
         tour.written = write_output(tour, options.output / os.path.relpath(tour.folder, options.directory))
     if account is None:
-        if tour.resume and (owner := tour.owner):  # another's, as far as that can be seen without asking?
+        if owner := tour.owner:  # another's, as far as that can be seen without asking?
             same = "" if options.username != owner.username else owner.user_id
             named = replace(owner, user_id=same, organization_id=options.organization)
-            tour.resume.adopt_owner(named if options.username else owner, service)
+            adopt_owner(tour, named if options.username else owner, service)
         return tour
-    return publish(tour, account, service, console) if tour.photos or tour.resume else tour
+    return publish(tour, account, service, console) if tour.photos or tour.resume.read_from else tour
 
 
 def write_output(tour: Tour, output: Path) -> str:
@@ -3507,31 +3404,20 @@ def write_output(tour: Tour, output: Path) -> str:
     photos = [photo for s in tour.planned if not s.problems for photo in s.photos]
     for photo in photos:
         target, blocks = place(output, photo.file), sent_bytes(tour.folder, photo)
-        try:
+        with failing_as(f"{shown(target)} can't be written", "Choose another --output"):
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):
                 write_atomically(target, target.with_name(f".{target.name[:200]}.tmp"), blocks)
-            elif not target.is_file() or not holds(target, blocks):
+            elif not target.is_file() or target.read_bytes() != b"".join(blocks):
                 raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
-        except OSError as error:
-            hint = "Choose another --output"
-            raise UsageError(f"{shown(target)} can't be written: {error.strerror}", hint) from error
     return f"{count_of(photos, 'photo')} written to {shown(output)}" + ": none is to be sent" * (not photos)
-
-
-def holds(path: Path, blocks: Iterable[bytes]) -> bool:
-    """Whether a file holds these bytes and no others."""
-    with open(path, "rb") as stream:
-        return all(stream.read(len(block)) == block for block in blocks) and not stream.read(1)
 
 
 def write_map(path: Path, tours: list[Tour]) -> None:
     """Write the map of the folders, as GeoJSON where the file is called so; raise UsageError where that fails."""
     text = json.dumps(map_geojson(tours)) if path.suffix.lower() == ".geojson" else map_html(tours)
-    try:
+    with failing_as(f"the map {shown(path)} can't be written", "Choose another --map"):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the map {shown(path)} can't be written: {error.strerror}", "Choose another --map") from error
 
 
 def check_options(options: Options) -> None:
@@ -3703,7 +3589,8 @@ def cli(arguments: Iterable[str] | None = None) -> int:
         if not isinstance(options, Options):  # --help, --version
             return 0
         options.words = tuple(words)
-        console.set_up(options.quiet, options.verbose)
+        console.lowest = "error" if options.quiet else "debug" if options.verbose else "info"
+        console.terminal &= not options.quiet
         results = main(options, os.environ, console)
         if options.map:
             write_map(options.map, results)

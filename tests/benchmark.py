@@ -62,12 +62,12 @@ SAVING = """
 import os, sys, time
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 import mapillary_uploader as program
-spent, save, start = [], program.Resume.save, time.monotonic()
+spent, save, start = [], program.save_resume, time.monotonic()
 def timed(*given):
     begun = time.monotonic()
     save(*given)
     spent.append(time.monotonic() - begun)
-program.Resume.save = timed
+program.save_resume = timed
 program.cli(sys.argv[2:])
 total = time.monotonic() - start
 print(f"{len(spent)} saves, {sum(spent):.2f} s of {total:.1f} s: {100 * sum(spent) / total:.1f} %")

@@ -574,7 +574,7 @@ def test_a_folder_or_lock_that_cannot_be_opened_is_named(sandbox: Sandbox, folde
     (folder / LOCK).touch(0o600) if name else folder.chmod(0o555)
     os.chown(folder / name, 1, 1) if name else None
     result = run("-d", folder, "-u", "demo", env=environment(sandbox), preexec_fn=without_override)
-    assert result.code == 2 and f"{LOCK} can't be written: Permission denied" in result.err and sandbox.posts() == []
+    assert result.code == 2 and f"{LOCK} can't be written: permission denied" in result.err and sandbox.posts() == []
 
 
 def test_what_a_killed_run_left_is_no_obstacle(sandbox: Sandbox, folder: Path) -> None:

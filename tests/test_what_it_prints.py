@@ -373,7 +373,7 @@ def test_a_log_has_dated_lines_and_no_control_characters(sandbox: Sandbox, folde
 def test_a_log_gets_a_progress_line_in_30_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     console, clock = mu.Console(), FastClock()
     console.clock = clock
-    console.set_up(quiet=False, verbose=False)
+    console.lowest = "info"
     for second in range(100):
         clock.ahead += 1
         console.progress(mu.Progress("upload", second, 100, 1_000_000 * second, 100_000_000, 20, second))

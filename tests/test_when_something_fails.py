@@ -258,7 +258,8 @@ def test_with_skip_invalid_a_photo_is_left_out_after_a_second_refusal_in_another
     victim, key = sorted(keys_of(folder).items())[2]
     sandbox.faults.append(Fault(f"POST /{key}", status=status))
     assert upload_here(folder, sandbox, workers=1, skip_invalid=True).code == 0  # the second try was good
-    assert [place for place, post in enumerate(sandbox.posts("jpg")) if post.path == f"/{key}"] == [2, 8]
+    first, second = [place for place, post in enumerate(sandbox.posts("jpg")) if post.path == f"/{key}"]
+    assert first < 7 and second == 8
     assert_published_once(sandbox, 8)
     (folder / "mapillary_uploader.json").unlink()
     sandbox.reset()
@@ -284,7 +285,7 @@ def test_with_skip_invalid_no_other_failure_is_taken_for_a_refusal(sandbox: Sand
     assert result.code == 1 and "rejected" not in {p.state for p in result.photos} and sandbox.clusters == []
     if "offset" in name:
         (why,) = [photo.failure for photo in result.photos if photo.state == "failed"]
-        assert "1,000,000,000 bytes of it, more than" in why
+        assert "1,000,000,000 bytes of it, more than its 3," in why
     if "a refused" in name:
         says = r"the manifest of sequence \S+: POST" if "manifest" in name else r"sequence \S+ was not published: POST"
         assert re.match(f"{says}.*: HTTP 400", str(result.errors[-1]))
@@ -554,7 +555,7 @@ def test_a_photo_that_a_bad_disk_cannot_give_stops_no_other(
     monkeypatch.setattr(os, "fdopen", fdopen)
     result = mu.publish(tour, account(sandbox), service_of(sandbox), FastRun())
     assert result.code == 1 and [len(cluster.photos) for cluster in sandbox.clusters] == [3]
-    assert [(photo.file, "Input/output error" in photo.failure) for photo in result.photos if photo.failure] == [
+    assert [(photo.file, "input/output error" in photo.failure) for photo in result.photos if photo.failure] == [
         ("X2.jpg", True)
     ]
 
@@ -577,7 +578,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         result = upload_here(folder, sandbox, workers=1)
-    assert [str(e) for e in result.errors if "can't be saved: No space left on device" in str(e)] or not for_good
+    assert [str(e) for e in result.errors if "can't be saved: no space left on device" in str(e)] or not for_good
     assert result.code == (1 if result.errors else 0) and not list(folder.glob(".*tmp*"))
     assert room > 1 or sandbox.posts() == []
     assert len(sandbox.finish_calls) <= sum(state in ("publishing", "published") for state in states(folder))
