@@ -57,7 +57,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from functools import lru_cache, partial
 from ipaddress import ip_address
@@ -633,7 +632,9 @@ def publish(tour: Tour, account: Account, service: Service = Service(), run: Run
         except UploaderError as error:
             note_error(result, run, error)
         mark_states(result)
-        find_arrivals(result, run)
+        if new := {name for name in names_in(tour.folder) if is_photo(name)} - {photo.file for photo in tour.photos}:
+            text = f"{count_of(new, 'photo')} came in while the run was at work, {shown(min(new))} first"
+            note_error(result, run, UploaderError(text, "Run again to go on"))
     return result
 
 
@@ -697,10 +698,20 @@ def service_from(environment: Mapping[str, str]) -> Service:
 
     Raise UsageError where an address can't work, or the token would leave this machine in the clear.
     """
-    names = {"MAPILLARY_GRAPH_API_ENDPOINT": GRAPH, "MAPILLARY_UPLOAD_ENDPOINT": UPLOADS}
-    service = Service(*(check_endpoint(name, environment.get(name) or usual) for name, usual in names.items()))
-    check_connection_settings(service, environment)
-    return service
+    urls = []
+    for name, usual in (("MAPILLARY_GRAPH_API_ENDPOINT", GRAPH), ("MAPILLARY_UPLOAD_ENDPOINT", UPLOADS)):
+        url = environment.get(name) or usual
+        host = host_of(name, url)
+        loopback = host == "localhost"
+        with contextlib.suppress(ValueError):  # a name
+            loopback |= ip_address(host).is_loopback
+        if "@" in url or (url.startswith("http:") and not loopback):
+            address = shown(url.rpartition("@")[2])
+            hint = "Use https://HOST; plain http is for this machine only"
+            raise UsageError(f"{name} can't be used: {address}", hint)
+        urls.append(url.rstrip("/"))
+    check_connection_settings(urls, environment)
+    return Service(*urls)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -744,14 +755,14 @@ class Exif:
             raise Rejection(DAMAGED_EXIF, "no TIFF header")
         self.data, self.start, self.order = data, start, TIFF_ORDERS[data[:4]]
         self.tags: list[Tag] = []  # of IFD0, IFD1 and DIRECTORIES, each once; values may lie out of bounds
-        todo = [("IFD0", self._number("I", 4))]
-        rows = struct.Struct(self.order + "HHII")
+        rows, short, long = (struct.Struct(self.order + form) for form in ("HHII", "H", "I"))
+        todo: list[tuple[str, int]] = [("IFD0", long.unpack_from(data, 4)[0])]
         seen: set[int] = set()
         for ifd, at in todo:
             if at in seen or not 8 <= at <= len(data) - 2:
                 continue
             seen.add(at)
-            end = at + 2 + 12 * min(self._number("H", at), (len(data) - at - 2) // 12)
+            end = at + 2 + 12 * min(short.unpack_from(data, at)[0], (len(data) - at - 2) // 12)
             for entry, row in zip(range(at + 2, end, 12), rows.iter_unpack(data[at + 2 : end])):
                 number, kind, count, value = row
                 size = count * TYPE_SIZES.get(kind, 0)
@@ -759,10 +770,7 @@ class Exif:
                 if number in DIRECTORIES:
                     todo.append((DIRECTORIES[number], value))
             if ifd == "IFD0" and end + 4 <= len(data):
-                todo.append(("IFD1", self._number("I", end)))
-
-    def _number(self, form: str, at: int) -> int:
-        return int(struct.unpack_from(self.order + form, self.data, at)[0])
+                todo.append(("IFD1", long.unpack_from(data, end)[0]))
 
     def find(self, ifd: str, number: int) -> list[Tag]:
         """All tags of that number in a directory."""
@@ -1522,7 +1530,7 @@ def check_legs(photos: list[Photo]) -> list[Problem]:
     """A problem where two consecutive photos are impossibly far apart; a warning where it may be GPS noise."""
     leaps = []
     for here, there in zip(photos, photos[1:]):
-        metres = distance(here.latitude, here.longitude, there.latitude, there.longitude)
+        metres = distance(here, there)
         kmh = 3_600 * metres / max(1_000, there.taken_at - here.taken_at)
         if kmh > FASTEST_KMH:
             way = f"{metres:,.0f} m from {shown(here.file)} to {shown(there.file)}, {kmh:,.0f} km/h"
@@ -1557,10 +1565,10 @@ def part_names(sequence_id: str, count: int, taken: set[str], settled: set[str])
     return [uuid for uuid in numbered if uuid not in taken][:count]
 
 
-def distance(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
-    """Metres between two positions in degrees, on a sphere of 6,371,008.8 m (the IUGG's mean radius)."""
-    one, other = math.radians(latitude), math.radians(other_latitude)
-    half_north, half_east = (other - one) / 2, math.radians(other_longitude - longitude) / 2
+def distance(here: Photo, there: Photo) -> float:
+    """Metres between two photos' places, on a sphere of 6,371,008.8 m (the IUGG's mean radius)."""
+    one, other = math.radians(here.latitude), math.radians(there.latitude)
+    half_north, half_east = (other - one) / 2, math.radians(there.longitude - here.longitude) / 2
     chord = math.sin(half_north) ** 2 + math.cos(one) * math.cos(other) * math.sin(half_east) ** 2
     return 2 * 6_371_008.8 * math.asin(math.sqrt(min(1, chord)))
 
@@ -1882,19 +1890,7 @@ def host_of(name: str, url: str) -> str:
     raise UsageError(f"{name} is no address that can be used", "It takes https://HOST or http://HOST:PORT")
 
 
-def check_endpoint(name: str, url: str) -> str:
-    """The address without a slash at its end; raise UsageError where the token would go out in the clear."""
-    host = host_of(name, url)
-    loopback = host == "localhost"
-    with contextlib.suppress(ValueError):  # a name
-        loopback |= ip_address(host).is_loopback
-    if "@" in url or (url.startswith("http:") and not loopback):
-        address = shown(url.rpartition("@")[2])
-        raise UsageError(f"{name} can't be used: {address}", "Use https://HOST; plain http is for this machine only")
-    return url.rstrip("/")
-
-
-def check_connection_settings(service: Service, environment: Mapping[str, str]) -> None:
+def check_connection_settings(urls: Iterable[str], environment: Mapping[str, str]) -> None:
     """Raise UsageError where a proxy or certificate variable names what can't work: no retry would mend that."""
     import ssl
     from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
@@ -1906,7 +1902,7 @@ def check_connection_settings(service: Service, environment: Mapping[str, str]) 
                 ssl.create_default_context(cafile=path)
     proxies = {name[:-6].lower(): name for name in sorted(environment) if name.lower().endswith("_proxy")}
     without = {"no": environment[proxies["no"]]} if "no" in proxies else {}
-    for url in service:
+    for url in urls:
         name = proxies.get(url.partition(":")[0]) or proxies.get("all") or ""
         proxy = environment.get(name)
         if proxy and not proxy_bypass_environment(host_of("", url), without):
@@ -2200,6 +2196,9 @@ def server_message(answer: requests.Response, data: Mapping[str, Any], secrets: 
 
 def judge_answer(name: str, answer: requests.Response, data: dict[str, Any], message: str) -> dict[str, Any]:
     """The data of a good answer; else raise what its status and its JSON say: passing, a rate limit, or a final no."""
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
     status = answer.status_code
     if 200 <= status < 300:
         return data
@@ -2208,7 +2207,9 @@ def judge_answer(name: str, answer: requests.Response, data: dict[str, Any], mes
     text = f"{name}: HTTP {status}{message and ', ' + message}"
     without_effect = bool(graph) and 400 <= status < 500 and status not in UNCLEAR
     facts: dict[str, Any] = {"status": status, "without_effect": without_effect}
-    asked = retry_after(answer)
+    asked = None
+    with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # missing, or neither seconds nor a date
+        asked = Retry().parse_retry_after(answer.headers.get("Retry-After", ""))
     if status == 429 or graph.get("code") in REQUEST_LIMITS or info.get("type") == "RequestRateLimitedError":
         backoff = finite(data.get("backoff"))
         asked = asked if backoff is None else max(0.0, backoff / 1000)
@@ -2219,16 +2220,6 @@ def judge_answer(name: str, answer: requests.Response, data: dict[str, Any], mes
     if status in (401, 403) or info.get("type") == "NotAuthorizedError":
         raise TokenRefused(f"Mapillary refuses the token ({text})", "Sign in again with --login", **facts)
     raise Refused(text, **facts)
-
-
-def retry_after(answer: requests.Response) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it says nothing."""
-    value = answer.headers.get("Retry-After", "")
-    seconds = finite(value)
-    if seconds is None and value:
-        with contextlib.suppress(ValueError, TypeError):
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    return None if seconds is None else max(0.0, seconds)
 
 
 def as_id(value: object) -> str:
@@ -2572,14 +2563,6 @@ def mark_states(result: Result) -> None:
             photo.state = states[str(photo.uuid)]
 
 
-def find_arrivals(result: Result, run: Run) -> None:
-    """Note an error where photos came into the folder since it was checked."""
-    new = {name for name in names_in(result.folder) if is_photo(name)} - {photo.file for photo in result.photos}
-    if new:
-        text = f"{count_of(new, 'photo')} came in while the run was at work, {shown(min(new))} first"
-        note_error(result, run, UploaderError(text, "Run again to go on"))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Look-ups: what is on Mapillary?
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2635,7 +2618,7 @@ class Neighbours:
             for photo in [photo for s in (second - 1, second, second + 1) for photo in self.by_second.get(s, ())]:
                 same_second = whole and photo.captured_at // 1000 == second
                 ms = 0 if same_second else abs(photo.captured_at - image.captured_at)
-                metres = distance(photo.latitude, photo.longitude, image.latitude, image.longitude)
+                metres = distance(photo, image)
                 cameras = ((photo.make, image.make), (photo.model, image.model))
                 other = any(a and b and a.casefold().split() != b.casefold().split() for a, b in cameras)
                 if ms <= NEAR_MS and metres <= NEAR_METRES and not other:
@@ -3034,7 +3017,7 @@ def offset(here: Photo, there: Photo) -> complex:
     """Metres east and, as imaginary part, north on the straight way there: azimuthal equidistant, true everywhere."""
     a, b, turn = map(math.radians, (here.latitude, there.latitude, there.longitude - here.longitude))
     way = complex(math.cos(b) * math.sin(turn), math.cos(a) * math.sin(b) - math.sin(a) * math.cos(b) * math.cos(turn))
-    return way / (abs(way) or 1) * distance(here.latitude, here.longitude, there.latitude, there.longitude)
+    return way / (abs(way) or 1) * distance(here, there)
 
 
 def odd_of(track: list[Photo]) -> dict[Photo, list[str]]:
@@ -3277,30 +3260,25 @@ def summary_of(tour: Tour, ending: Iterable[str] = ()) -> str:
 
 
 def sequence_line(sequence: Sequence, tour: Tour) -> str:
-    """A sequence: photos, distance, first and last time, state."""
+    """A sequence: photos, distance, first and last time, what is known of it. Never "failed": the API can't tell."""
     track = sorted(sequence.photos, key=lambda photo: photo.captured_at)
-    legs = zip(track, track[1:])
-    metres = sum(distance(a.latitude, a.longitude, b.latitude, b.longitude) for a, b in legs)
+    metres = sum(distance(here, there) for here, there in zip(track, track[1:]))
     first, last = (iso(track[0].captured_at)[:19], iso(track[-1].captured_at)[:19]) if track else ("", "")
     span = f", {first}Z to {last[11:] if first[:10] == last[:10] else last}Z" if track else ""
-    count = f"{count_of(track, 'photo')}, {metres / 1000:,.2f} km"
-    return f"sequence {sequence.uuid}: {count}{span}: {liveness(sequence, tour)}"
-
-
-def liveness(sequence: Sequence, tour: Tour) -> str:
-    """What is known of a sequence on Mapillary, in words. Never "failed": the API can't tell."""
-    count, live = len(sequence.photos), sequence.live
+    count, live = len(track), sequence.live
     words = {"ready": "to upload", "held": "held back", "uploading": "not published yet", "published": "published"}
     state = words.get(sequence.state, "publish unconfirmed")
-    if not (sequence.settled and isinstance(tour, Result) and tour.looked_up):
-        return state + " and live" * (sequence.settled and live == count)
     link = next((f", {PHOTO_PAGE}{photo.image_id}" for photo in sequence.photos if photo.image_id), "")
-    if live == count:
-        return f"live{link}"
-    text = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
-    text = text if sequence.state == "published" else f"{state}, none of its photos is there yet"
-    late = sequence.overdue(tour.checked_at)
-    return f"overdue: {text}, {OVERDUE_DAYS} days after publishing{link}" if late else text + link
+    if not (sequence.settled and isinstance(tour, Result) and tour.looked_up):
+        state += " and live" * (sequence.settled and live == count)
+    elif live == count:
+        state = f"live{link}"
+    else:
+        there = f"partly live ({live} of {count})" if live else "sent (none live yet; hours to days are usual)"
+        there = there if sequence.state == "published" else f"{state}, none of its photos is there yet"
+        late = f"overdue: {there}, {OVERDUE_DAYS} days after publishing"
+        state = (late if sequence.overdue(tour.checked_at) else there) + link
+    return f"sequence {sequence.uuid}: {count_of(track, 'photo')}, {metres / 1000:,.2f} km{span}: {state}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -3411,13 +3389,6 @@ def write_output(tour: Tour, output: Path) -> str:
             elif not target.is_file() or target.read_bytes() != b"".join(blocks):
                 raise UsageError(f"{shown(target)} exists with other content", "Choose an empty --output folder")
     return f"{count_of(photos, 'photo')} written to {shown(output)}" + ": none is to be sent" * (not photos)
-
-
-def write_map(path: Path, tours: list[Tour]) -> None:
-    """Write the map of the folders, as GeoJSON where the file is called so; raise UsageError where that fails."""
-    text = json.dumps(map_geojson(tours)) if path.suffix.lower() == ".geojson" else map_html(tours)
-    with failing_as(f"the map {shown(path)} can't be written", "Choose another --map"):
-        path.write_text(text, encoding="utf-8")
 
 
 def check_options(options: Options) -> None:
@@ -3592,8 +3563,10 @@ def cli(arguments: Iterable[str] | None = None) -> int:
         console.lowest = "error" if options.quiet else "debug" if options.verbose else "info"
         console.terminal &= not options.quiet
         results = main(options, os.environ, console)
-        if options.map:
-            write_map(options.map, results)
+        if path := options.map:
+            text = json.dumps(map_geojson(results)) if path.suffix.lower() == ".geojson" else map_html(results)
+            with failing_as(f"the map {shown(path)} can't be written", "Choose another --map"):
+                path.write_text(text, encoding="utf-8")
     except (Exception, KeyboardInterrupt) as failure:
         error = explained(failure, console)
         console.message("error", str(error))

@@ -111,7 +111,7 @@ PASSING: dict[str, tuple[list[object], list[Json]]] = {  # the waits, and what g
     "429 with backoff": ([13], [{"match": PHOTO, "status": 429, "body": {"backoff": 13_000}}]),
     "429 with both": ([1.5], [{"match": PHOTO, "status": 429, "body": {"backoff": 1500}, "headers": {"Retry-After": "9"}}]),
     **{f"429, Retry-After {value}": ([wait], [{"match": PHOTO, "status": 429, "headers": {"Retry-After": value}}])
-       for value, wait in (("9", 9), ("2.5", 2.5), ("3600", 900), ("Wed, 21 Oct 2099 07:28:00 GMT", 900), ("0", 10),
+       for value, wait in (("9", 9), ("Wed, 21 Oct 99999 07:28:00 GMT", 10), ("3600", 900), ("Wed, 21 Oct 2099 07:28:00 GMT", 900), ("0", 10),
                            ("Wed, 21 Oct 2015 07:28:00 GMT", 10), ("soon", 10), ("NaN", 10), ("-5", 10), ("inf", 10))},
     "RequestRateLimitedError": ([3], [{"match": PHOTO, "status": 400,
                                        "body": upload_error("RequestRateLimitedError", "no") | {"backoff": 3000}}]),
