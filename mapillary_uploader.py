@@ -52,7 +52,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -572,9 +572,7 @@ def check_folder(folder: str | os.PathLike[str], settings: Settings = Settings()
 
     Raise UploaderError where the folder or its resume file can't be used.
     """
-    tour = read_folder(Path(folder), settings, run or Run())
-    plan(tour)
-    check_republish([tour])
+    (tour,) = planned([read_folder(Path(folder), settings, run or Run())])
     return tour
 
 
@@ -1199,7 +1197,7 @@ PASSED_OVER = re.compile(
 
 
 def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
-    """Step 1: each photo with what is wrong with it. What was published isn't opened while it is as then."""
+    """Each photo of a folder with what is wrong with it. What was published isn't opened while it is as then."""
     tour = Tour(folder, settings, checked_at=run.clock.now())
     files, tour.skipped = list_folder(folder)
     tour.resume = load_resume(folder)
@@ -1213,10 +1211,6 @@ def read_folder(folder: Path, settings: Settings, run: Run) -> Tour:
         tour.photos.append(examine(place(folder, file), file, tour.checked_at, settings.utc_offset, known.get(file)))
         run.progress(Progress("check", done, len(files)))
     recognise(tour, again)
-    entries = [photo for sequence in records for photo in sequence.photos]
-    find_copies(tour.photos, {photo.file for photo in entries})
-    missing = find_missing(tour.photos, {photo.photo_id for photo in entries})
-    find_young(tour, COPYING_SECONDS if settings.min_age is None and missing else settings.min_age or 0)
     return tour
 
 
@@ -1236,10 +1230,20 @@ def read_folders(root: Path, settings: Settings, run: Run) -> list[Tour]:
         tours.append(tour)
     if not tours:
         raise UsageError(f"no folder below {shown(root)} holds photos", "Give the folder above them with -d")
-    compare_folders(tours)
+    return planned(tours)
+
+
+def planned(tours: list[Tour]) -> list[Tour]:
+    """What takes all folders to tell, or all photos of one; then step 2."""
+    compare(tours)
     for tour in tours:
+        find_missing(tour)
         plan(tour)
-    check_republish(tours)
+    states = {sequence.uuid: sequence.state for tour in tours for sequence in tour.sequences}
+    for uuid in sorted(tours[0].settings.republish) if not any(tour.errors for tour in tours) else []:
+        if states.get(uuid, "published") == "published":
+            what = "is published already" if uuid in states else "is not here"
+            raise UsageError(f"sequence {shown(uuid)} {what}", "--republish takes the id that the summary names")
     return tours
 
 
@@ -1299,7 +1303,7 @@ def recognise(tour: Tour, again: Collection[str]) -> None:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
     known, gone = {entry.photo_id for entry in published}, {e.shot for e in published if e not in holders}
     for photo in [photo for photo in tour.photos if not photo.uuid]:
-        if photo.photo_id and photo.photo_id in known:  # a copy of the one that is here is told by find_copies
+        if photo.photo_id and photo.photo_id in known:  # not of a copy of the one that is here, as it turns out
             photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)
         if photo.shot in gone and not photo.problems:
             photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
@@ -1327,51 +1331,69 @@ def settle(photo: Photo, entry: Photo, again: Collection[str] = ()) -> None:
         photo.problems = photo.doubts = photo.warnings = photo.connections = ()
 
 
-def find_copies(photos: Iterable[Photo], kept: Collection[str]) -> None:
-    """Mark copies of a `kept` file, else of one that Sequence Maker wrote; hold back two pictures with one photo.id."""
-    seen: dict[tuple[str, ...], Photo] = {}
-    ranked = sorted(photos, key=lambda photo: not photo.file.rpartition(".")[0].endswith("_calculated"))
-    ranked.sort(key=lambda photo: not (photo.uuid or photo.file in kept))
-    for photo in [photo for photo in ranked if photo.picture and not photo.problems]:
-        marks = [(mark, photo.picture) for mark in (photo.photo_id, photo.shot) if mark]
-        twin = next((seen[mark] for mark in marks if mark in seen), None)
-        other = seen.get((photo.photo_id,))
-        if twin and not photo.uuid:
-            mark_copy(photo, shown(twin.file))
-        elif other and photo.photo_id and not (photo.uuid or other.uuid):
-            names = TWO_VERSIONS_HERE._replace(detail=f"{shown(other.file)}, {shown(photo.file)}")
-            photo.doubts += (names,)
-            other.doubts += (names,)
-        for mark in (*marks, (photo.photo_id,)):
-            seen.setdefault(mark, photo)
+def compare(tours: Collection[Tour]) -> None:
+    """Let no photo be sent twice: of equal pictures the first is sent, of two versions with one photo.id none.
+
+    What is published counts as first; in a folder, what is in its resume file, then what Sequence Maker named.
+    """
+    seen = defaultdict[str, list[tuple[Photo, Tour]]](list)
+    for tour in tours:
+        for photo in tour.resume.published():
+            for mark in marks_of(photo):
+                seen[mark].append((photo, tour))
+    for tour in tours:
+        own = set(tour.photos)
+        kept = {photo.file for sequence in tour.resume.sequences.values() for photo in sequence.photos}
+        ranked = [photo for photo in tour.photos if photo.picture and not photo.problems]
+        ranked.sort(key=lambda photo: not photo.file.rpartition(".")[0].endswith("_calculated"))
+        ranked.sort(key=lambda photo: not (photo.uuid or photo.file in kept))  # noqa: B023
+        for photo in ranked:
+            alike = [pair for mark in marks_of(photo) for pair in seen[mark] if pair[1] is not tour or pair[0] in own]
+            twins = [pair for pair in alike if pair[0].picture == photo.picture]
+            twins.sort(key=lambda pair: pair[1] is not tour)  # noqa: B023
+            for other, there in () if photo.uuid else twins[:1] or alike:
+                settle_with(photo, tour, other, there)
+            for mark in marks_of(photo):
+                seen[mark].append((photo, tour))
 
 
-def mark_copy(photo: Photo, other: str) -> None:
-    """Take a photo for a copy of another one: it is not sent, and spoils nothing."""
-    photo.state, photo.doubts, photo.warnings = "copy", (), (COPY._replace(detail=f"of {other}"),)
+def marks_of(photo: Photo) -> list[str]:
+    """What a photo has in common with its copies, and with other versions of it."""
+    return [mark for mark in (photo.photo_id, photo.shot and photo.shot + photo.picture) if mark]
 
 
-def find_missing(photos: Collection[Photo], known: Collection[str]) -> bool:
-    """Warn of connections to photos that can't be sent or aren't here; whether some are neither here nor `known`."""
-    here, missing = {photo.photo_id: photo for photo in photos}, False
-    for photo in [photo for photo in photos if photo.state == "ready"]:
+def settle_with(photo: Photo, tour: Tour, other: Photo, there: Tour) -> None:
+    """Settle what becomes of a photo that is like another one: published there, a copy, or a version too many."""
+    here, folder = there is tour, shown(there.folder)
+    if photo.picture == other.picture and other.uuid and not here:
+        settle(photo, other)
+        photo.warnings = (Problem("published from another folder", detail=folder),)
+    elif photo.picture == other.picture:  # it is not sent, and spoils nothing
+        detail = f"of {shown(other.file)}" + f" in {folder}" * (not here)
+        photo.state, photo.doubts, photo.warnings = "copy", (), (COPY._replace(detail=detail),)
+    elif not (here and other.uuid):  # which is told of already
+        names = [shown(one.file if here else place(of.folder, one.file)) for one, of in ((other, there), (photo, tour))]
+        doubt = (TWO_VERSIONS_HERE if here else ELSEWHERE)._replace(detail=", ".join(names))
+        photo.doubts += (doubt,)
+        other.doubts += (doubt,) * (not other.uuid)
+
+
+def find_missing(tour: Tour) -> None:
+    """Warn of connections to photos that can't be sent or aren't here; note an error where it is still being copied."""
+    known = {photo.photo_id for sequence in tour.resume.sequences.values() for photo in sequence.photos}
+    here, seconds = {photo.photo_id: photo for photo in tour.photos}, tour.settings.min_age or 0
+    for photo in [photo for photo in tour.photos if photo.state == "ready"]:
         gone = [other for other in photo.connections if other not in here and other not in known]
         rejected = [here[other].file for other in photo.connections if other in here and here[other].problems]
         if gone:
             photo.warnings += (MISSING._replace(detail=", ".join(map(shown, gone[:2]))),)
-            missing = True
+            seconds = COPYING_SECONDS if tour.settings.min_age is None else seconds
         if rejected:
             photo.warnings += (Problem("connected to a photo that is rejected", detail=shown(rejected[0])),)
-    return missing
-
-
-def find_young(tour: Tour, seconds: float) -> None:
-    """Note an error where a photo that isn't published is younger: it may still be being copied."""
     youngest = max((p for p in tour.photos if not p.uuid), key=lambda p: p.changed_at, default=None)
     if youngest and seconds and (age := max(0, tour.checked_at - youngest.changed_at)) < 1000 * seconds:
         what = f"{shown(youngest.file)} is {age / 1000:.0f} s old: it may still be being copied"
-        if tour.settings.min_age is None:
-            what += ", since a photo that it belongs with is missing"
+        what += ", since a photo that it belongs with is missing" * (tour.settings.min_age is None)
         tour.errors.append(UploaderError(what, f"Run again when it is {seconds:g} s old, or with --min-age 0"))
 
 
@@ -1404,29 +1426,6 @@ def find_folders(root: Path, run: Run) -> Iterator[tuple[Path, UploaderError | N
         for name in filter(PASSED_OVER.match, names):
             run.message("debug", f"passed over: {shown(place(folder, name))}")
         todo += [place(folder, name) for name in reversed(names) if not (is_photo(name) or PASSED_OVER.match(name))]
-
-
-def compare_folders(tours: list[Tour]) -> None:
-    """Let no photo be sent from two folders: a copy counts where it stands first, of two versions none is sent."""
-    elsewhere: dict[str, list[tuple[Photo, int]]] = {}
-    unsent = [[photo for photo in tour.photos if not photo.uuid and photo.state == "ready"] for tour in tours]
-    for number, tour in enumerate(tours):
-        for photo in tour.resume.published() + unsent[number]:
-            for mark in filter(None, (photo.photo_id, photo.shot and photo.shot + photo.picture)):
-                elsewhere.setdefault(mark, []).append((photo, number))
-    for number, photo in [(number, photo) for number, photos in enumerate(unsent) for photo in photos]:
-        alike = (*elsewhere.get(photo.photo_id, ()), *elsewhere.get(photo.shot + photo.picture, ()))
-        for other, there in dict.fromkeys(alike):
-            folder = shown(tours[there].folder)
-            if there == number or photo.state != "ready" or other.state == "copy":
-                continue
-            if photo.picture != other.picture:  # the other is held back too, when it is compared with this one
-                photo.doubts += (ELSEWHERE._replace(detail=f"{shown(photo.file)}; {shown(other.file)} in {folder}"),)
-            elif other.uuid:
-                settle(photo, other)
-                photo.warnings = (Problem("published from another folder", detail=folder),)
-            elif there < number:  # that one is sent before
-                mark_copy(photo, f"{shown(other.file)} in {folder}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1571,15 +1570,6 @@ def distance(here: Photo, there: Photo) -> float:
     half_north, half_east = (other - one) / 2, math.radians(there.longitude - here.longitude) / 2
     chord = math.sin(half_north) ** 2 + math.cos(one) * math.cos(other) * math.sin(half_east) ** 2
     return 2 * 6_371_008.8 * math.asin(math.sqrt(min(1, chord)))
-
-
-def check_republish(tours: list[Tour]) -> None:
-    """Raise UsageError where a sequence that is to be republished isn't there, or is published."""
-    states = {sequence.uuid: sequence.state for tour in tours for sequence in tour.sequences}
-    for uuid in sorted(tours[0].settings.republish) if tours and not any(tour.errors for tour in tours) else []:
-        if states.get(uuid, "published") == "published":
-            what = "is published already" if uuid in states else "is not here"
-            raise UsageError(f"sequence {shown(uuid)} {what}", "--republish takes the id that the summary names")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2237,10 +2227,11 @@ REFUSED = Problem("Mapillary refuses it", "look at the photo, and remove it if i
 def check_as_checked(tour: Tour, account: Account, service: Service) -> None:
     """Raise UploaderError where the resume file or a photo isn't as it was when the folder was checked."""
     fresh = load_resume(tour.folder, tour.resume)
-    then, now = (re.sub(rb'"image_id": [^}]*', b"", resume.read_from) for resume in (tour.resume, fresh))
-    if then != now:
-        raise UploaderError(f"another run has worked on {shown(tour.folder)} since it was checked", "Check it again")
     if fresh.read_from != tour.resume.read_from:
+        then, now = (re.sub(rb'"image_id": [^}]*', b"", resume.read_from) for resume in (tour.resume, fresh))
+        if then != now:
+            what = f"another run has worked on {shown(tour.folder)} since it was checked"
+            raise UploaderError(what, "Check it again")
         for uuid, sequence in tour.resume.sequences.items():
             for photo, found in zip(sequence.photos, fresh.sequences[uuid].photos):
                 photo.image_id = found.image_id
