@@ -1337,24 +1337,31 @@ def compare(tours: Collection[Tour]) -> None:
     What is published counts as first; in a folder, what is in its resume file, then what Sequence Maker named.
     """
     seen = defaultdict[str, list[tuple[Photo, Tour]]](list)
-    for tour in tours:
-        for photo in tour.resume.published():
-            for mark in marks_of(photo):
-                seen[mark].append((photo, tour))
-    for tour in tours:
-        own = set(tour.photos)
-        kept = {photo.file for sequence in tour.resume.sequences.values() for photo in sequence.photos}
-        ranked = [photo for photo in tour.photos if photo.picture and not photo.problems]
-        ranked.sort(key=lambda photo: not photo.file.rpartition(".")[0].endswith("_calculated"))
-        ranked.sort(key=lambda photo: not (photo.uuid or photo.file in kept))  # noqa: B023
-        for photo in ranked:
-            alike = [pair for mark in marks_of(photo) for pair in seen[mark] if pair[1] is not tour or pair[0] in own]
+    published = [(photo, tour) for tour in tours for photo in tour.resume.published()]
+    pictures = {(photo.uuid, photo.picture) for photo, _ in published}
+    for photo, tour in published:
+        for mark in marks_of(photo):
+            seen[mark].append((photo, tour))
+    for here in tours:
+        own, kept = set(here.photos), {photo.file for s in here.resume.sequences.values() for photo in s.photos}
+        good = [photo for photo in here.photos if photo.picture and not photo.problems]
+        first = [photo for photo in good if photo.uuid or photo.file in kept]
+        named = [photo for photo in good if photo.file.rpartition(".")[0].endswith("_calculated")]
+        for photo in dict.fromkeys((*first, *named, *good)):
+            alike = [
+                (other, there)
+                for mark in marks_of(photo)
+                for other, there in seen[mark]
+                if there is here or not other.uuid or (other.uuid, other.picture) in pictures
+            ]
             twins = [pair for pair in alike if pair[0].picture == photo.picture]
-            twins.sort(key=lambda pair: pair[1] is not tour)  # noqa: B023
-            for other, there in () if photo.uuid else twins[:1] or alike:
-                settle_with(photo, tour, other, there)
+            twins = [pair for pair in twins if pair[0] in own] or twins
+            others = [pair for pair in alike if pair[0].picture != photo.picture]
+            others = [pair for pair in others if pair[0].state != "copy"] or others
+            for other, there in () if photo.uuid else twins[:1] + others:
+                settle_with(photo, here, other, there)
             for mark in marks_of(photo):
-                seen[mark].append((photo, tour))
+                seen[mark].append((photo, here))
 
 
 def marks_of(photo: Photo) -> list[str]:
@@ -1374,7 +1381,7 @@ def settle_with(photo: Photo, tour: Tour, other: Photo, there: Tour) -> None:
     elif not (here and other.uuid):  # which is told of already
         names = [shown(one.file if here else place(of.folder, one.file)) for one, of in ((other, there), (photo, tour))]
         doubt = (TWO_VERSIONS_HERE if here else ELSEWHERE)._replace(detail=", ".join(names))
-        photo.doubts += (doubt,)
+        photo.doubts += (doubt,) * (not photo.uuid)
         other.doubts += (doubt,) * (not other.uuid)
 
 

@@ -13,14 +13,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from faults import FINISH, PHOTO, keys_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import factory
 import mapillary_uploader as mu
@@ -147,6 +150,64 @@ def test_no_such_folder_and_no_photo_are_wrong_usage(sandbox: Sandbox, tmp_path:
 
 
 # ---- one photo in two folders ----
+
+
+class Kind(NamedTuple):
+    """What tells a photo from its copies and other versions."""
+
+    photo_id: str
+    shot: str
+    picture: str
+
+
+KINDS = [Kind(*kind) for kind in itertools.product(("", "a", "b"), ("one", "two"), ("raw", "blurred"))]
+
+
+def of_kind(kind: Kind) -> bytes:
+    """A photo of a sequence of its own."""
+    every = {"photo.connections": {}, "photo.id": kind.photo_id, "sequence.id": "-".join(kind)}
+    return walk(1, kind.shot, picture=kind.picture, every=every).popitem()[1]
+
+
+def twins(one: Kind, other: Kind) -> bool:
+    return one.picture == other.picture and (one.photo_id == other.photo_id != "" or one.shot == other.shot)
+
+
+def versions(one: Kind, other: Kind) -> bool:
+    return one.picture != other.picture and one.photo_id == other.photo_id != ""
+
+
+EDIT = st.tuples(st.sampled_from("ab"), st.sampled_from("1234"), st.sampled_from([None, *KINDS]))
+
+
+@settings(max_examples=80)
+@example([[("a", "1", KINDS[3]), ("a", "2", KINDS[0])], [("a", "1", KINDS[0])]])  # a copy under a published name
+@given(st.lists(st.lists(EDIT, min_size=1, max_size=5), min_size=1, max_size=3))
+def test_however_folders_are_edited_no_photo_goes_out_twice_or_is_lost(
+    days: list[list[tuple[str, str, Kind | None]]],
+) -> None:
+    """Of each day's edits a path takes what stands there then, or nothing: so photos move, change, and have copies."""
+    with Sandbox(live_after=NEVER) as sandbox, tempfile.TemporaryDirectory() as place:
+        files: dict[Path, Kind] = {}
+        for edits in days:
+            for folder, name, kind in edits:
+                path = Path(place, folder, f"{name}.jpg")
+                files.pop(path, None)
+                path.unlink(missing_ok=True)
+                if kind:
+                    files[path] = kind
+                    factory.write_tour(path.parent, {path.name: of_kind(kind)})
+            results = all_below(Path(place), sandbox) if files else []
+            uuids = [photo.description["MAPSequenceUUID"] for photo in sandbox.published]
+            out = [Kind(*uuid.partition("_")[0].split("-")) for uuid in uuids]
+            assert not [pair for pair in itertools.combinations(out, 2) if twins(*pair) or versions(*pair)]
+            for photo, path in [(photo, one.folder / photo.file) for one in results for photo in one.photos]:
+                known = [kind for kind in out if twins(kind, files[path]) or versions(kind, files[path])]
+                known += [kind for kind in out if kind.picture == files[path].picture]
+                copied = [other for other in files if other != path and twins(files[other], files[path])]
+                assert {"published": known, "copy": known + copied}.get(photo.state, [path])
+            for result in results:
+                assert result.code or {photo.state for photo in result.photos} <= {"published", "copy"}
 
 
 @pytest.mark.parametrize("names", [("a", "a/copies"), ("a", "b"), ("2", "10")])
