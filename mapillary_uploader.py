@@ -1239,11 +1239,12 @@ def planned(tours: list[Tour]) -> list[Tour]:
     for tour in tours:
         find_missing(tour)
         plan(tour)
-    states = {sequence.uuid: sequence.state for tour in tours for sequence in tour.sequences}
-    for uuid in sorted(tours[0].settings.republish) if not any(tour.errors for tour in tours) else []:
-        if states.get(uuid, "published") == "published":
-            what = "is published already" if uuid in states else "is not here"
-            raise UsageError(f"sequence {shown(uuid)} {what}", "--republish takes the id that the summary names")
+    here = {sequence.uuid for tour in tours for sequence in tour.sequences}
+    unpublished = {sequence.uuid for tour in tours for sequence in tour.sequences if sequence.state != "published"}
+    wrong = tours[0].settings.republish - unpublished
+    if wrong and not any(tour.errors for tour in tours):
+        what = f"sequence {shown(min(wrong))} is {'published already' if min(wrong) in here else 'not here'}"
+        raise UsageError(what, "--republish takes the id that the summary names")
     return tours
 
 

@@ -257,6 +257,19 @@ def test_what_was_moved_to_an_archive_is_not_sent_again(
         assert code == int(lost) and sizes(sandbox) == [3, 2][: 1 + bool(new)]
 
 
+@pytest.mark.parametrize("first", ["published", "unconfirmed"])
+def test_republish_finds_a_sequence_that_is_published_in_another_folder(
+    sandbox: Sandbox, tmp_path: Path, first: str
+) -> None:
+    every = {"photo.connections": {}, "sequence.id": "walk"}
+    for name, photos in (("a", walk(1, "one", every=every)), ("b", walk(1, "two", every=every))):
+        factory.write_tour(tmp_path / name, photos)
+    sandbox.faults.append(Fault(FINISH, status=503, after=int(first == "published")))
+    assert upload(tmp_path, sandbox, "-r").code == 1 and sizes(sandbox) == [1]
+    assert upload(tmp_path, sandbox, "-r", "--republish", "walk").code == 0 and sizes(sandbox) == [1, 1]
+    assert upload(tmp_path, sandbox, "-r", "--republish", "walk").code == 2
+
+
 def test_a_folder_that_was_moved_with_its_resume_file_sends_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
     drop = factory.write_tour(tmp_path / "drop", walk(3))
     assert upload_here(drop, sandbox).code == 0
