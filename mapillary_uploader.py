@@ -1326,7 +1326,7 @@ def pairs(tour: Tour, published: Iterable[Photo], holders: dict[Photo, Photo]) -
 
 def settle(photo: Photo, entry: Photo, again: Collection[str] = ()) -> None:
     """Take a photo for a published one: it is not sent, unless its sequence is sent `again`."""
-    photo.uuid = entry.uuid
+    photo.uuid, photo.session_key = entry.uuid, entry.session_key  # without a key an entry isn't kept
     if entry.uuid not in again:
         photo.state, photo.image_id, photo.slot = entry.state, entry.image_id, None
         photo.problems = photo.doubts = photo.warnings = photo.connections = ()
@@ -1449,7 +1449,7 @@ PHOTOS_GONE = Problem("photos of it are no longer in the folder", "put them back
 def plan(tour: Tour) -> None:
     """Step 2: group photos into sequences, order them, cut them to Mapillary's limits, and see what holds them back."""
     records = tour.resume.sequences
-    before, sequences = dict(records), {uuid: s for uuid, s in records.items() if s.settled}
+    sequences = {uuid: s for uuid, s in records.items() if s.settled}
     settled = set(sequences)
     known = {photo.file: photo for s in records.values() if s.state != "published" for photo in s.photos}
     groups: dict[tuple[bool, str], list[Photo]] = {}
@@ -1468,18 +1468,17 @@ def plan(tour: Tour) -> None:
         for uuid, piece in zip(names, pieces):
             sequences[uuid] = replace(records[uuid], photos=piece) if again else Sequence(uuid, piece)
             sequences[uuid].problems = problems
-            if again:
-                records[uuid] = sequences[uuid]
             for photo in piece:
                 adopt(photo, uuid, known.get(photo.file))
     tour.sequences = list(sequences.values())
     for sequence in tour.planned:
-        hold_back(sequence, before.get(sequence.uuid), tour.settings.republish)
+        hold_back(sequence, records.get(sequence.uuid), tour.settings.republish)
 
 
 def adopt(photo: Photo, uuid: str, known: Photo | None) -> None:
     """Give a photo its place in a sequence, and what an earlier run has uploaded of it, if the same would be sent."""
-    photo.uuid, photo.session_key = uuid, known.session_key if known else ""  # kept: Mapillary may hold its bytes
+    photo.uuid = uuid
+    photo.session_key = photo.session_key or (known.session_key if known else "")  # Mapillary may hold its bytes
     if known and (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns):
         photo.description_md5 = md5(description_bytes(photo))
         if photo.description_md5 == known.description_md5:
@@ -2303,7 +2302,8 @@ class Uploading:
                 self.run.message("warning", f"{text}; the rest goes on without")
             del self.resume.sequences[uuid]
             self.resume.changed = True
-        self.resume.sequences |= {sequence.uuid: sequence for sequence in self.result.planned}
+        # What is held back stays as it was perhaps published
+        self.resume.sequences |= {s.uuid: s for s in self.result.planned if not (s.settled and s.problems)}
         now = self.client.clock.now()
         self.result.already = sum(1 for p in self.result.photos if p.state == "published" or p.usable(now))
 
@@ -2558,7 +2558,7 @@ def mark_states(result: Result) -> None:
     for photo in result.photos:
         if photo.failure and photo.state != "rejected":
             photo.state = "failed"
-        elif states.get(str(photo.uuid)) in ("published", "held") and photo.state in ("uploaded", "ready"):
+        elif states.get(str(photo.uuid)) in ("published", "held") and photo.state in ("uploaded", "ready", "held"):
             photo.state = states[str(photo.uuid)]
 
 
@@ -2659,6 +2659,8 @@ def look_up_unconfirmed(client: Client, result: Result) -> None:
         client.run.message("warning", f"unconfirmed sequences can't be looked up now: {error}")
         republish = result.settings.republish - {s.uuid for s in resume.sequences.values() if s.settled}
         result.settings = replace(result.settings, republish=republish)
+    known = {uuid: sequence for uuid, sequence in resume.sequences.items() if sequence.state == "published"}
+    result.sequences = [known.get(sequence.uuid, sequence) for sequence in result.sequences]
     for sequence in resume.sequences.values():
         if sequence.state == "unconfirmed" and sequence.uuid not in result.settings.republish:
             note_error(result, client.run, unclear(sequence))

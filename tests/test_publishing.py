@@ -538,6 +538,25 @@ def test_republish_wants_all_photos_back(sandbox: Sandbox, unconfirmed: Path) ->
     assert republish(unconfirmed, sandbox).code == 0 and sizes(sandbox) == [8, 8]
 
 
+@pytest.mark.parametrize("renamed", [False, True], ids=["one is gone", "one was renamed and the look-up fails"])
+def test_a_republish_that_does_nothing_forgets_no_photo(sandbox: Sandbox, unconfirmed: Path, renamed: bool) -> None:
+    factory.write_tour(unconfirmed, factory.tour(2, names="B{}.jpg", latitude=52))  # so that the file is saved
+    victim, elsewhere, uuid = (
+        unconfirmed / "GS0003_calculated.jpg",
+        unconfirmed.parent / "gone.jpg",
+        only_id(unconfirmed),
+    )
+    victim.rename(unconfirmed / "renamed.jpg" if renamed else elsewhere)
+    sandbox.faults += [Fault(IMAGES, status=400, body=NO)] * renamed
+    settings = {"republish": frozenset([uuid]), "skip_invalid": True}
+    assert upload_here(unconfirmed, sandbox, **settings).code == 1 and sizes(sandbox) == [8, 2]
+    assert len(resume_of(unconfirmed)["sequences"][uuid]["photos"]) == 8
+    if not renamed:
+        elsewhere.rename(victim)
+    assert upload_here(unconfirmed, sandbox).code == 1 and sizes(sandbox) == [8, 2]
+    assert upload_here(unconfirmed, sandbox, **settings).code == 0 and sizes(sandbox) == [8, 2, 8]
+
+
 def test_republish_stopped_in_the_call_stays_unconfirmed(sandbox: Sandbox, unconfirmed: Path) -> None:
     sandbox.faults.append(Fault(FINISH, hang=3600))
     with started(unconfirmed, sandbox, "--republish", only_id(unconfirmed)) as process:
