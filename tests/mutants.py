@@ -10,7 +10,7 @@ changed, + for -, min for max, a `raise`, a call or the setting of an attribute 
 run first measures which test reaches which line, in processes too. Each mutant then meets the tests that reach it (of
 a definition: that reach a line which names it), quick and special ones first, until one fails, twice, or hangs. What
 was found is kept in --place, so that a run goes on where it was broken off; where tests have changed, survivors are
-tried again. It takes about an hour on two cores.
+tried again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from faults import FINISH, PHOTO, keys_of
+from faults import FINISH, IMAGES, NO, PHOTO, keys_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -177,19 +177,30 @@ def versions(one: Kind, other: Kind) -> bool:
     return one.picture != other.picture and one.photo_id == other.photo_id != ""
 
 
-EDIT = st.tuples(st.sampled_from("ab"), st.sampled_from("1234"), st.sampled_from([None, *KINDS]))
+EDITS = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from("1234"), st.sampled_from([None, *KINDS])), min_size=1, max_size=5
+)
+FAULTS = st.sampled_from([
+    {"match": "nothing"}, {"match": FINISH, "lost": True}, {"match": FINISH, "status": 400, "body": NO},
+    {"match": FINISH, "status": 503}, {"match": PHOTO, "status": 400}, {"match": IMAGES, "status": 400},
+])  # fmt: skip
+DAYS = st.lists(st.tuples(EDITS, FAULTS), min_size=1, max_size=3)
 
 
-@settings(max_examples=80)
-@example([[("a", "1", KINDS[3]), ("a", "2", KINDS[0])], [("a", "1", KINDS[0])]])  # a copy under a published name
-@given(st.lists(st.lists(EDIT, min_size=1, max_size=5), min_size=1, max_size=3))
-def test_however_folders_are_edited_no_photo_goes_out_twice_or_is_lost(
-    days: list[list[tuple[str, str, Kind | None]]],
-) -> None:
+@settings(max_examples=100)
+@example(
+    [
+        ([("a", "1", KINDS[3]), ("a", "2", KINDS[0])], {"match": "nothing"}),
+        ([("a", "1", KINDS[0])], {"match": "nothing"}),
+    ]
+)
+@given(DAYS)
+def test_however_folders_are_edited_no_photo_goes_out_twice_or_is_lost(days: list[Any]) -> None:
     """Of each day's edits a path takes what stands there then, or nothing: so photos move, change, and have copies."""
     with Sandbox(live_after=NEVER) as sandbox, tempfile.TemporaryDirectory() as place:
         files: dict[Path, Kind] = {}
-        for edits in days:
+        for edits, fault in days:
+            sandbox.faults = [Fault(**fault)]
             for folder, name, kind in edits:
                 path = Path(place, folder, f"{name}.jpg")
                 files.pop(path, None)
