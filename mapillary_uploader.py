@@ -1359,7 +1359,7 @@ def compare(tours: Collection[Tour]) -> None:
             twins = [pair for pair in twins if pair[0] in own] or twins
             others = [pair for pair in alike if pair[0].picture != photo.picture]
             others = [pair for pair in others if pair[0].state != "copy"] or others
-            for other, there in () if photo.uuid else twins[:1] + others:
+            for other, there in () if photo.uuid else twins[:1] + others[:1]:
                 settle_with(photo, here, other, there)
             for mark in marks_of(photo):
                 seen[mark].append((photo, here))
