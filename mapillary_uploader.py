@@ -125,15 +125,6 @@ class Exit(IntEnum):
     INTERRUPTED, TERMINATED = 130, 143
 
 
-@contextlib.contextmanager
-def failing_as(what: str, hint: str, kind: type[UploaderError] | None = None) -> Iterator[None]:
-    """Raise a UsageError, or one of another kind, in place of an OSError: what failed, why, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise (kind or UsageError)(f"{what}: {str(error.strerror or error).lower()}", hint) from error
-
-
 def worst(codes: Iterable[Exit]) -> Exit:
     """Where several codes apply, the first in this order; DONE where there is none."""
     order = (130, 143, Exit.BUSY, Exit.USAGE, Exit.SIGN_IN, Exit.OVERDUE, Exit.UNFINISHED, Exit.REJECTED, Exit.DONE)
@@ -216,6 +207,15 @@ class Throttled(Passing):
     """The rate limit: everybody must wait."""
 
     without_effect = True
+
+
+@contextlib.contextmanager
+def failing_as(what: str, hint: str, kind: type[UploaderError] = UsageError) -> Iterator[None]:
+    """Raise an error of that kind in place of an OSError: what failed, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {str(error.strerror or error).lower()}", hint) from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -572,7 +572,7 @@ def check_folder(folder: str | os.PathLike[str], settings: Settings = Settings()
 
     Raise UploaderError where the folder or its resume file can't be used.
     """
-    (tour,) = planned([read_folder(Path(folder), settings, run or Run())])
+    (tour,) = compare_and_plan([read_folder(Path(folder), settings, run or Run())])
     return tour
 
 
@@ -582,8 +582,8 @@ def check_folders(root: str | os.PathLike[str], settings: Settings = Settings(),
     What is wrong with one folder stands in its tour's `errors`. Raise UploaderError where there is no folder to check.
     """
     tours = read_folders(Path(root), settings, run or Run())
-    unfinished = [any(s.state != "published" for s in tour.resume.sequences.values()) for tour in tours]
-    return [tour for tour, is_open in zip(tours, unfinished) if tour.photos or tour.errors or is_open]
+    unfinished = [tour for tour in tours if any(s.state != "published" for s in tour.resume.sequences.values())]
+    return [tour for tour in tours if tour.photos or tour.errors or tour in unfinished]
 
 
 def description_of(photo: Photo) -> dict[str, Any]:
@@ -1230,10 +1230,10 @@ def read_folders(root: Path, settings: Settings, run: Run) -> list[Tour]:
         tours.append(tour)
     if not tours:
         raise UsageError(f"no folder below {shown(root)} holds photos", "Give the folder above them with -d")
-    return planned(tours)
+    return compare_and_plan(tours)
 
 
-def planned(tours: list[Tour]) -> list[Tour]:
+def compare_and_plan(tours: list[Tour]) -> list[Tour]:
     """What takes all folders to tell, or all photos of one; then step 2."""
     compare(tours)
     for tour in tours:

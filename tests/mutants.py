@@ -47,7 +47,14 @@ SWAPS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in
 SWAPS |= {"is": "is not", "is not": "is", "and": "or", "or": "and", "-": "+", "+": "-"}
 SWAPS |= {"min": "max", "max": "min", "any": "all", "all": "any"}
 OPERATOR = re.compile(rb"\b(?:not\s+in|is\s+not|in|is|and|or)\b|[<>=!]=|[-+<>]")
-CONTEXT = "[run]\nparallel = true\ncontext = ${PYTEST_CURRENT_TEST-}\npatch = subprocess, _exit\n"  # of each process
+COVERAGERC = """[run]
+include = */mapillary_uploader.py
+data_file = {}/.coverage
+parallel = true
+patch = _exit
+context = ${{PYTEST_CURRENT_TEST-}}
+"""  # of processes that tests start; those of pytest's own process are set by pytest-cov
+MEASURED = "import os, sys, pytest; os.environ['COVERAGE_PROCESS_START'] = os.path.abspath('.coveragerc'); sys.exit(pytest.main())"
 
 
 class Mutant(NamedTuple):
@@ -155,7 +162,7 @@ def pytest(tree: Path, words: list[str], patience: float) -> tuple[int, dict[str
     report, temporary = tree / "report.xml", tree.parent / "tmp"
     report.unlink(missing_ok=True)
     temporary.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
+    command = [sys.executable, *words, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command += ["-o", f"faulthandler_timeout={patience:.0f}", "-o", "faulthandler_exit_on_timeout=true"]
     env, null = os.environ | {"TMPDIR": str(temporary)}, subprocess.DEVNULL
     run = subprocess.Popen(command, cwd=tree, env=env, stdin=null, stdout=null, stderr=null, start_new_session=True)
@@ -212,8 +219,8 @@ class Trial:
     def measure(self, tree: Path, file: str) -> dict[str, tuple[float, list[int]]]:
         """How long each test of a file takes, and which lines it reaches, in processes that it starts too."""
         (tree / MODULE).write_text(SOURCE, encoding="utf-8")
-        (tree / ".coveragerc").write_text(CONTEXT)
-        words = [f"--cov={Path(MODULE).stem}", "--cov-context=test", "--cov-report=", f"tests/{file}"]
+        (tree / ".coveragerc").write_text(COVERAGERC.format(tree))
+        words = ["-c", MEASURED, "--cov", "--cov-context=test", "--cov-report=", f"tests/{file}"]
         outcomes = pytest(tree, words, 300)[1]
         data, lines = coverage.CoverageData(str(tree / ".coverage")), defaultdict[str, list[int]](list)
         data.read()
@@ -241,13 +248,13 @@ class Trial:
         left = self.order(mutant)
         while left:
             patience = 60 + 5 * max(self.reached[test][0] for test in left)
-            code, outcomes = pytest(tree, ["-x", *left], patience)
+            code, outcomes = pytest(tree, ["-m", "pytest", "-x", *left], patience)
             failed = next((test for test, (how, _) in outcomes.items() if how in ("failure", "error")), "")
             if outcomes and not code:
                 return ""
             if failed not in left:
                 return f"(exit code {code})"  # it hangs, or can't be imported
-            if pytest(tree, [failed], patience)[0]:
+            if pytest(tree, ["-m", "pytest", failed], patience)[0]:
                 return failed
             left = left[left.index(failed) + 1 :]
         return ""

@@ -548,7 +548,7 @@ def test_a_republish_that_does_nothing_forgets_no_photo(sandbox: Sandbox, unconf
     )
     victim.rename(unconfirmed / "renamed.jpg" if renamed else elsewhere)
     sandbox.faults += [Fault(IMAGES, status=400, body=NO)] * renamed
-    settings = {"republish": frozenset([uuid]), "skip_invalid": True}
+    settings: Json = {"republish": frozenset([uuid]), "skip_invalid": True}
     assert upload_here(unconfirmed, sandbox, **settings).code == 1 and sizes(sandbox) == [8, 2]
     assert len(resume_of(unconfirmed)["sequences"][uuid]["photos"]) == 8
     if not renamed:
