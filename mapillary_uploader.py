@@ -3598,9 +3598,9 @@ def catch_signals(console: Console) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         console.signalled, console.stop_code = True, Exit(128 + number)
-        if not console.working:
-            raise KeyboardInterrupt
         console.stop.set()  # can't wait for itself: this thread never waits for `stop`, it only looks at it
+        if not console.working:
+            raise KeyboardInterrupt  # where that gets lost, in a destructor, `stop` still ends the run
 
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError):  # not in the main thread
