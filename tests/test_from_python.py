@@ -22,11 +22,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from faults import wait_until
+from faults import wait_until, when_asked
 
 import factory
 import mapillary_uploader as mu
-from sandbox import Fault, Request, Sandbox
+from sandbox import Fault, Sandbox
 from support import ROOT, FastClock, FastRun, account, redirect_of, resume_of, service_of, upload, upload_here
 
 SCHEMA = json.loads((Path(__file__).parent / "result.schema.json").read_text())
@@ -277,17 +277,6 @@ def test_threads_and_connections_are_gone_when_a_call_returns(
 # ---- To stop a call ----
 
 
-def stopping_at(pattern: str, run: mu.Run) -> Callable[[Request], bool]:
-    """Matches requests, and stops the run as soon as there is one."""
-
-    def match(request: Request) -> bool:
-        if found := re.search(pattern, request.target):
-            run.stop.set()
-        return bool(found)
-
-    return match
-
-
 HANGS: list[tuple[str, dict[str, Any]]] = [
     ("POST /mly.*jpg", {"unread": True, "hang": 600}),
     ("POST /mly.*jpg", {"read_rate": 1_000.0}),
@@ -301,7 +290,7 @@ HANGS: list[tuple[str, dict[str, Any]]] = [
 def test_stop_ends_a_call_that_hangs(sandbox: Sandbox, tmp_path: Path, at: str, fault: dict[str, Any]) -> None:
     folder = factory.write_tour(tmp_path / "tour", factory.tour(2, filler=9_000_000 if "unread" in fault else 99))
     tour, who, threads, run = mu.check_folder(folder), account(sandbox), ours(), mu.Run()
-    sandbox.faults.append(Fault(stopping_at(at, run), times=None, **fault))
+    sandbox.faults += [when_asked(at, run.stop.set), Fault(at, times=None, **fault)]
     started = time.monotonic()
     result = mu.publish(tour, who, service_of(sandbox), run)
     assert time.monotonic() - started < 20 and result.code == 130 and "stopped" in str(result.errors)
@@ -325,7 +314,7 @@ def test_stop_ends_a_check_and_a_look(sandbox: Sandbox, folder: Path) -> None:
     upload_here(folder, sandbox)
     factory.write_tour(folder, factory.tour(9))
     looking = mu.Run()
-    sandbox.faults.append(Fault(stopping_at("GET /images", looking), times=None, hang=600))
+    sandbox.faults += [when_asked("GET /images", looking.stop.set), Fault("GET /images", times=None, hang=600)]
     for call, run in zip(calls, (Impatient(), Impatient(), looking)):
         started = time.monotonic()
         with pytest.raises(mu.Stopped) as caught:
