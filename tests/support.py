@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
+
 import mapillary_uploader as mu
 from sandbox import Sandbox
 
@@ -113,6 +115,11 @@ def upload_here(folder: Path, sandbox: Sandbox, run: mu.Run | None = None, **set
     run = run or FastRun()
     tour = mu.check_folder(folder, mu.Settings(**settings), run)
     return mu.publish(tour, account(sandbox), service_of(sandbox), run)
+
+
+def redirect_of(address: str) -> str:
+    """Where a browser is sent on to from an address."""
+    return requests.get(address, allow_redirects=False).headers["Location"]
 
 
 def resume_of(folder: Path) -> dict[str, Any]:
