@@ -283,6 +283,8 @@ def test_killed_between_the_steps(sandbox: Sandbox, folder: Path, moment: str) -
     with started(folder, sandbox) as process:
         wait_until(lambda: was_asked(sandbox, fault["match"]) and states(folder) == [saved])
         wait_until(lambda: len(sandbox.finish_calls) == fault.get("processed", 0))
+        with pytest.raises(mu.UploaderError, match="another run is at work"):
+            upload_here(folder, sandbox)
         kill(process, sandbox)
     assert resume_of(folder)["closed"] is False and states(folder) == [saved]
     sandbox.clear_faults()
