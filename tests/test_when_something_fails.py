@@ -98,7 +98,7 @@ def test_a_photo_costs_one_request_and_no_more_go_at_once_than_there_are_workers
     assert [at for at in connects if manifest.started < at < finish.started]  # publishing takes a fresh connection
 
 
-PASSING: dict[str, tuple[list[object], list[Json]]] = {  # the waits, and what goes wrong with the only worker
+PASSING: dict[str, tuple[Any, list[Json]]] = {  # the waits, and what goes wrong with the only worker
     **{f"{status}": ([1], [{"match": PHOTO, "status": status}]) for status in (408, 421, 425, 500, 502, 504)},
     "503 with Retry-After": ([7], [{"match": PHOTO, "status": 503, "headers": {"Retry-After": "7"}}]),
     "412, at once": ([], [{"match": PHOTO, "status": 412, "body": upload_error("OffsetInvalidError", "no", True)}]),
