@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import requests
 
+import factory
 import mapillary_uploader as mu
 from sandbox import Sandbox
 
@@ -135,6 +141,27 @@ def sequences_of(folder: Path) -> dict[str, Any]:
 def sizes(sandbox: Sandbox) -> list[int]:
     """How many photos each publish that took effect had."""
     return [len(cluster.photos) for cluster in sandbox.clusters]
+
+
+def add_sequences(folder: Path, *counts: int) -> Path:
+    """Write further sequences of so many photos, far from each other: A1.jpg …, B1.jpg …"""
+    for name, count, latitude in zip("ABCD", counts, itertools.count(52)):
+        factory.write_tour(folder, factory.tour(count, names=name + "{}.jpg", latitude=latitude))
+    return folder
+
+
+@contextlib.contextmanager
+def full_disk(first: int, last: float = math.inf) -> Iterator[None]:
+    """From the first to the last of the writes that follow there is no room on the disk."""
+    writes, fsync = itertools.count(1), os.fsync
+
+    def full(handle: int) -> None:
+        if first <= next(writes) <= last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    with mock.patch.object(os, "fsync", full):
+        yield
 
 
 def without_override() -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
-import json
 import os
 import re
 import resource
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +24,6 @@ import factory
 import mapillary_uploader as mu
 from sandbox import Fault, Sandbox
 from support import (
-    LOCK,
     NEVER,
     PROGRAM,
     ROOT,
@@ -70,41 +64,27 @@ def all_below(root: Path, sandbox: Sandbox, **settings: Any) -> list[mu.Result]:
     return [mu.publish(tour, account(sandbox), service_of(sandbox), FastRun()) for tour in tours]
 
 
-@contextlib.contextmanager
-def busy(folder: Path) -> Iterator[None]:
-    """Another run is at work there."""
-    with open(folder / LOCK, "a+b") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 # ---- which folders ----
-
-
-def test_every_folder_below_is_looked_into_links_too_and_each_once(sandbox: Sandbox, tmp_path: Path) -> None:
-    names = [".", "a", "a/b/c", "@Lake Garda", "#1", "~2", "lost+found 2026", "3 $RECYCLE.BIN"]
-    root = tree(tmp_path / "root", *names)
-    tree(tmp_path, "elsewhere")
-    for link, target in {"link": "../elsewhere", "link again": "../elsewhere", "loop": ".", "a/up": ".."}.items():
-        (root / link).symlink_to(target)
-    for name in ("itself", "dangling", "notes.txt"):
-        (root / name).symlink_to({"itself": "itself", "dangling": "nowhere"}.get(name, PROGRAM))
-    result = upload(root, sandbox, "-r", "--json")
-    folders = [os.path.relpath(folder["directory"], root) for folder in result.document["folders"]]
-    assert result.code == 0 and sorted(folders) == sorted([*names, "link"])
-    assert len(sandbox.published) == 9 and sandbox.published_twice == []
 
 
 PASSED_OVER = [".hidden", "@eaDir", "#recycle", "#snapshot", "~snapshot", "$RECYCLE.BIN", "RECYCLER"]
 PASSED_OVER += ["System Volume Information", "lost+found", "Network Trash Folder", "kept out"]
 
 
-def test_what_is_passed_over_is_named_with_v(sandbox: Sandbox, tmp_path: Path) -> None:
-    root = tree(tmp_path / "root", "good", *PASSED_OVER, "kept out/below")
+def test_every_folder_below_is_looked_into_once_links_too_but_what_v_names(sandbox: Sandbox, tmp_path: Path) -> None:
+    names = [".", "a", "a/b/c", "@Lake Garda", "#1", "~2", "lost+found 2026", "3 $RECYCLE.BIN"]
+    root = tree(tmp_path / "root", *names, *PASSED_OVER, "kept out/below")
     (root / "kept out" / "mapillary_uploader.skip").touch()
-    result = upload(root, sandbox, "-r", "-v")
-    assert result.code == 0 and len(sandbox.published) == 1
+    tree(tmp_path, "elsewhere")
+    links = {"link": "../elsewhere", "link again": "../elsewhere", "loop": ".", "a/up": ".."}
+    links |= {"itself": "itself", "dangling": "nowhere", "notes.txt": os.fspath(PROGRAM)}
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    result = upload(root, sandbox, "-r", "-v", "--json")
+    folders = [os.path.relpath(folder["directory"], root) for folder in result.document["folders"]]
+    assert result.code == 0 and sorted(folders) == sorted([*names, "link"])
     assert [name for name in PASSED_OVER if f"passed over: {root / name}\n" not in result.err] == []
+    assert len(sandbox.published) == 9 and sandbox.published_twice == []
 
 
 @pytest.mark.parametrize("link", ["x" * 300, "secret/below"], ids=["a name too long", "no access"])
@@ -136,17 +116,11 @@ def test_without_r_the_folders_below_are_named(sandbox: Sandbox, tmp_path: Path)
     (root / "empty").mkdir()
     result = upload(root, sandbox)
     assert result.code == 2 and "no photo" in result.err and "-r looks into the folders below" in result.err
+    assert upload(root / "empty", sandbox, "-r").code == 2
     factory.write_tour(root, walk(1, "stray"))
     result = upload(root, sandbox)
     line = next(line for line in result.out.splitlines() if "-r" in line and "tour 1/" in line)
     assert result.code == 0 and "tour 2/" in line and "empty" not in line and len(sandbox.published) == 1
-
-
-@pytest.mark.parametrize("arguments", [[], ["-r"]])
-def test_no_such_folder_and_no_photo_are_wrong_usage(sandbox: Sandbox, tmp_path: Path, arguments: list[str]) -> None:
-    result = upload(tmp_path / "nowhere", sandbox, *arguments)
-    assert result.code == 2 and "no such folder" in result.err
-    assert upload(tmp_path, sandbox, *arguments).code == 2 and sandbox.posts() == []
 
 
 # ---- one photo in two folders ----
@@ -251,7 +225,7 @@ def test_versions_in_several_folders_are_held_back_all_but_what_is_published(
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["published", "unconfirmed"])
-@pytest.mark.parametrize("archive", ["archive/2026", "zzz"])
+@pytest.mark.parametrize("archive", ["archive/2026", "zzz", "below/moved with its resume file"])
 def test_what_was_moved_to_an_archive_is_not_sent_again(
     sandbox: Sandbox, tmp_path: Path, archive: str, lost: bool
 ) -> None:
@@ -260,8 +234,9 @@ def test_what_was_moved_to_an_archive_is_not_sent_again(
     drop = factory.write_tour(tmp_path / "drop", walk(3))
     assert upload_here(drop, sandbox).code == int(lost)
     (tmp_path / archive).mkdir(parents=True)
-    for path in drop.glob("*.jpg"):
-        path.rename(tmp_path / archive / path.name)
+    for path in drop.iterdir():
+        if path.suffix == ".jpg" or "moved" in archive:
+            path.rename(tmp_path / archive / path.name)
     new = walk(2, "next") if archive == "zzz" else {}  # else the drop folder stays empty
     factory.write_tour(drop, new)
     for code in (upload(tmp_path, sandbox, "-r").code, max(result.code for result in all_below(tmp_path, sandbox))):
@@ -279,14 +254,6 @@ def test_republish_finds_a_sequence_that_is_published_in_another_folder(
     assert upload(tmp_path, sandbox, "-r").code == 1 and sizes(sandbox) == [1]
     assert upload(tmp_path, sandbox, "-r", "--republish", "walk").code == 0 and sizes(sandbox) == [1, 1]
     assert upload(tmp_path, sandbox, "-r", "--republish", "walk").code == 2
-
-
-def test_a_folder_that_was_moved_with_its_resume_file_sends_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
-    drop = factory.write_tour(tmp_path / "drop", walk(3))
-    assert upload_here(drop, sandbox).code == 0
-    (tmp_path / "below").mkdir()
-    drop.rename(tmp_path / "below" / "moved")
-    assert upload(tmp_path, sandbox, "-r").code == 0 and sizes(sandbox) == [3]
 
 
 # ---- folders that are still being copied ----
@@ -362,111 +329,61 @@ def test_a_photo_that_comes_in_makes_the_run_unfinished(sandbox: Sandbox, tmp_pa
 # ---- many folders ----
 
 
-def test_the_exit_code_of_many_folders_is_the_first_of_the_order_that_any_had(sandbox: Sandbox, tmp_path: Path) -> None:
-    root, codes = tree(tmp_path / "root", "0"), {"0": 0}
-    sandbox.live_after = NEVER
-    for code in (3, 1, 2):
-        folder = tree(root, str(code)) / str(code)
-        if code == 1:
-            sandbox.faults.append(Fault(FINISH, lost=True))
-        else:
-            (folder / {2: "mapillary_uploader.json", 3: "bad.jpg"}[code]).write_text("{")
-        result, codes[str(code)] = upload(root, sandbox, "-r", "--json"), code
-        assert result.code == result.document["exit_code"] == code
-        assert {Path(folder["directory"]).name: folder["exit_code"] for folder in result.document["folders"]} == codes
-    tree(root, "busy", "done")
-    with busy(root / "busy"):
-        result = upload(root, sandbox, "-r")
-    assert result.code == 5 and {*re.findall(r"exit (\d): ", result.out)} == {*"1235"}
-    assert f"{root / 'busy'}: another run is at work" in result.err and len(sandbox.clusters) == 3
-    assert sandbox.published_twice == []
+def test_a_busy_folder_exits_5_at_once_sends_nothing_and_stops_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = tree(tmp_path / "root", "busy", "damaged", "done")
+    (root / "busy" / "bad.jpg").touch()
+    (root / "damaged" / "mapillary_uploader.json").write_text("{")
+    with mu.locked(root / "busy"):
+        alone, result = upload(root / "busy", sandbox, "--json"), upload(root, sandbox, "-r")
+    assert alone.code == alone.document["exit_code"] == result.code == 5
+    assert "another run is at work" in alone.err and "bad.jpg" not in alone.err
+    assert f"{root / 'busy'}: another run is at work" in result.err
+    assert {*re.findall(r"exit (\d): ", result.out)} == {*"25"}
+    assert [photo.name for photo in sandbox.published] == ["done 1.jpg"] and len(sandbox.posts("jpg")) == 1
 
 
-def test_a_token_that_is_refused_ends_the_run_over_all_folders(sandbox: Sandbox, tmp_path: Path) -> None:
-    root = tree(tmp_path / "root", "a", "b", "c")
-    sandbox.faults.append(Fault(PHOTO, after=1, status=401, times=None))
-    assert upload(root, sandbox, "-r").code == 4 and len(sandbox.posts("jpg")) == 2 and len(sandbox.clusters) == 1
-    sandbox.clear_faults()
-    assert upload(root, sandbox, "-r").code == 0 and len(sandbox.clusters) == 3
-
-
-def test_folders_that_a_run_did_not_reach_are_told_with_their_own_exit_codes(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_token_that_is_refused_ends_the_run_and_folders_not_reached_are_told(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     root = tree(tmp_path / "root", "a", "b", "c", "d")
     sandbox.faults.append(Fault(PHOTO, after=1, status=401, times=None))
     result = upload(root, sandbox, "-r")
     assert result.code == 4 and "4 folders, 4 photos: 1 published, 3 to upload" in result.out
     assert [f"  exit 1: {root / name}: not reached" in result.out for name in "abcd"] == [False, False, True, True]
-    (root / "d" / "mapillary_uploader.json").write_text("{")
+    assert len(sandbox.posts("jpg")) == 2 and len(sandbox.clusters) == 1
+    (damaged := root / "d" / "mapillary_uploader.json").write_text("{")
     result = upload(root, sandbox, "-r", "--json")
     told = {Path(folder["directory"]).name: folder for folder in result.document["folders"]}
     codes = {name: folder["exit_code"] for name, folder in told.items()}
     assert result.code == 2 and codes == {"a": 0, "b": 4, "c": 1, "d": 2} and not told["c"]["dry_run"]
     assert "not reached" in told["c"]["error"] and "damaged" in told["d"]["error"] and "damaged" in result.err
-
-
-def test_a_busy_folder_exits_5_at_once_and_sends_nothing(sandbox: Sandbox, folder: Path) -> None:
-    (folder / "bad.jpg").touch()
-    with busy(folder):
-        result = upload(folder, sandbox, "--json")
-    assert result.code == result.document["exit_code"] == 5 and "another run is at work" in result.err
-    assert {request.route for request in sandbox.requests} == {"GET /me"} and "bad.jpg" not in result.err
+    sandbox.clear_faults()
+    damaged.unlink()
+    assert upload(root, sandbox, "-r").code == 0 and len(sandbox.clusters) == 4
 
 
 def few_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 
-HUNDREDS = """
-import json, os, sys, threading
-import mapillary_uploader as m
-service = m.service_from(os.environ)
-account = m.account_of(os.environ["MAPILLARY_ACCESS_TOKEN"], None, service)
-codes = [int(m.publish(tour, account, service).code) for tour in m.check_folders(sys.argv[1])]
-print(json.dumps([len(codes), sum(codes), threading.active_count(), len(os.listdir("/proc/self/fd"))]))
-"""
-
-
-@pytest.mark.parametrize("way", ["-r", "Python"])
-def test_300_folders_in_one_process_need_no_256_descriptors(sandbox: Sandbox, tmp_path: Path, way: str) -> None:
+def test_300_folders_need_no_256_descriptors(sandbox: Sandbox, tmp_path: Path) -> None:
     root = tree(tmp_path / "root", *(f"tour {number}" for number in range(300)))
-    if way == "-r":
-        assert run("-r", "-d", root, "-u", "demo", env=environment(sandbox), preexec_fn=few_descriptors).code == 0
-    else:
-        command = [sys.executable, "-c", HUNDREDS, str(root)]
-        env = environment(sandbox, PYTHONPATH=str(ROOT))
-        done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=few_descriptors)
-        folders, codes, threads, descriptors = json.loads(done.stdout)
-        assert (folders, codes, threads) == (300, 0, 1) and descriptors < 10, done.stderr
+    assert run("-r", "-d", root, "-u", "demo", env=environment(sandbox), preexec_fn=few_descriptors).code == 0
     assert len(sandbox.clusters) == 300
 
 
 # ---- the README's lines ----
 
 
-def words_of(line: str) -> list[str]:
-    """The program's words in a line of a crontab or of a systemd unit."""
-    return shlex.split(line.partition("mapillary_uploader.py ")[2].partition(" >")[0])
-
-
-LINES = [line.strip() for line in README.splitlines() if "mapillary_uploader.py " in line]
-SCHEDULED = [line for line in LINES if re.match(r"([\d*/,-]+ ){2}.*\* |ExecStart=", line)]
-
-
-def test_the_readme_shows_cron_and_systemd() -> None:
-    assert {line.startswith("ExecStart=") for line in SCHEDULED} == {True, False}
-    assert any("--check" in line for line in SCHEDULED) and any("--min-age" in line for line in SCHEDULED)
-
-
-@pytest.mark.parametrize("line", SCHEDULED)
-def test_the_scheduled_lines_are_commands_that_the_program_takes(line: str) -> None:
-    result = run(*words_of(line))
-    assert "no token for" in result.err or "no such folder" in result.err, result.err
-    assert "%" not in line or line.startswith("ExecStart="), "cron takes % for the end of a line"
-
-
-def test_systemd_takes_no_exit_code_for_a_success_that_needs_a_person_now() -> None:
-    (line,) = re.findall(r"^ *SuccessExitStatus=(.*)$", README, re.M)
-    assert {*line.split()} <= {"1", "3", "5"}
+def test_the_crontab_and_the_systemd_unit_leave_for_a_person_what_needs_one() -> None:
+    cron = re.findall(r"^(?:[\d*/,-]+ ){4}\S+ .*mapillary_uploader\.py .*", README, re.M)
+    assert [("--min-age" in line, "--check" in line, "%" in line) for line in cron] == [
+        (1, 0, 0),
+        (0, 1, 0),
+    ]  # % ends it
+    assert re.search(r"^ExecStart=.*mapillary_uploader\.py .*--min-age", README, re.M)
+    (successes,) = re.findall(r"^SuccessExitStatus=(.*)$", README, re.M)
+    assert {*successes.split()} <= {"1", "3", "5"}
 
 
 @pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
@@ -492,7 +409,7 @@ def test_the_recipe_for_many_boxes_publishes_everything_once(sandbox: Sandbox, t
         runs = [request.path for request in sandbox.requests[before:]].count("/me")
         return done.returncode, sorted(int(row[6]) for row in log[-runs:])
 
-    with busy(tours / "busy"):
+    with mu.locked(tours / "busy"):
         assert call(first) == (3, [0, 0, 0, 0, 0, 1, 3, 5])
     assert call(second) == (1, [0, 0, 3])
     (tours / "rejected" / "bad.jpg").unlink()
