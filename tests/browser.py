@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -15,7 +16,6 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or ""
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"""
-DOTS = "[...document.querySelectorAll('[data-file]')].map(dot => [dot, dot.getScreenCTM()]).map(([dot, m]) => [dot.dataset.file, m.e, m.f])"
 
 
 class Browser:
@@ -76,9 +76,11 @@ class Browser:
             self.complaints.append(json.dumps(facts))
         return message
 
-    def open(self, path: Path, width: int = 1280, scheme: str = "light", touch: bool = False) -> None:
+    def open(
+        self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
+    ) -> None:
         """Load a page from a file, and wait until it is drawn."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=touch)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=path.resolve().as_uri())
@@ -106,6 +108,6 @@ class Browser:
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
-    def dots(self) -> dict[str, tuple[float, float]]:
-        """Where each photo's dot stands in a map's window, in pixels."""
-        return {file: (x, y) for file, x, y in self.value(DOTS)}
+    def screenshot(self, path: Path) -> None:
+        """The whole page as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))

@@ -37,10 +37,10 @@ def browser() -> Iterator[Browser]:
         assert [url for url in running.requests if not url.startswith(("file:", "data:image/jpeg;"))] == []
 
 
-def show(browser: Browser, tmp_path: Path, *tours: mu.Tour, **options: Any) -> None:
-    """Open the tours' page, from a file."""
+def page_of(tmp_path: Path, *tours: mu.Tour) -> Path:
+    """The tours' page in a file."""
     (tmp_path / "map.html").write_text(mu.map_html(tours), encoding="utf-8")
-    browser.open(tmp_path / "map.html", **options)
+    return tmp_path / "map.html"
 
 
 def made(count: int, folder: str = "/srv/tour", **facts: Any) -> mu.Tour:
@@ -53,11 +53,21 @@ def made(count: int, folder: str = "/srv/tour", **facts: Any) -> mu.Tour:
 
 
 def moved(place: tuple[float, float], east: float, north: float) -> tuple[float, float]:
-    """Where one gets from a place by going straight on so many metres, on a sphere."""
-    (lat, lon), course, angle = map(math.radians, place), math.atan2(east, north), math.hypot(east, north) / 6_371_008.8
-    there = math.asin(math.sin(lat) * math.cos(angle) + math.cos(lat) * math.sin(angle) * math.cos(course))
-    x, y = math.cos(angle) - math.sin(lat) * math.sin(there), math.sin(course) * math.sin(angle) * math.cos(lat)
-    return math.degrees(there), math.remainder(math.degrees(lon + math.atan2(y, x)), 360)
+    """Where one gets from a place by going straight on so many metres: on a sphere, by vectors."""
+    lat, lon, metres = *map(math.radians, place), math.hypot(east, north)
+    up = math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)
+    to_east = -math.sin(lon), math.cos(lon), 0
+    to_north = -math.sin(lat) * math.cos(lon), -math.sin(lat) * math.sin(lon), math.cos(lat)
+    ahead = [(east * e + north * n) / (metres or 1) for e, n in zip(to_east, to_north)]
+    angle = metres / 6_371_008.8
+    x, y, z = (math.cos(angle) * u + math.sin(angle) * a for u, a in zip(up, ahead))
+    return math.degrees(math.atan2(z, math.hypot(x, y))), math.degrees(math.atan2(y, x))
+
+
+def dots(browser: Browser) -> dict[str, tuple[float, float]]:
+    """Where each photo's dot stands in the window, in pixels."""
+    script = "[...document.querySelectorAll('[data-file]')].map(dot => [dot.dataset.file, dot.getScreenCTM()]).map(([file, m]) => [file, m.e, m.f])"
+    return {file: (x, y) for file, x, y in browser.value(script)}
 
 
 def box(browser: Browser) -> list[str]:
@@ -74,12 +84,12 @@ def test_dots_stand_at_their_places(tmp_path: Path, browser: Browser, walk: str,
     offsets = [(apart * (n - count // 2), apart * abs(n - count // 2)) for n in range(count)]
     for photo, offset in zip(tour.photos, offsets):
         photo.latitude, photo.longitude = moved(place, *offset)
-    show(browser, tmp_path, tour, width=width)
+    browser.open(page_of(tmp_path, tour), width)
     bar = "document.querySelector('[data-metres]')"
     scale = browser.value(f"{bar}.getBBox().width * {bar}.getScreenCTM().a / {bar}.dataset.metres")
     metres, label = browser.value(f"[{bar}.dataset.metres, document.querySelector('svg text').textContent]")
     assert label == f"{metres} m, north up".replace("000 m", " km")
-    stand = list(browser.dots().values())
+    stand = list(dots(browser).values())
     for (x, y), (east, north) in zip(stand, offsets):
         middle = stand[count // 2]
         assert math.dist((x - middle[0], middle[1] - y), (scale * east, scale * north)) < 1
@@ -100,11 +110,11 @@ def test_a_heading_is_drawn_from_the_plans_north(longitude: float) -> None:
 def test_hover_and_tap_show_a_photo(tmp_path: Path, browser: Browser, width: int, scheme: str) -> None:
     photos = factory.tour(6, thumbnail=factory.encoded((160, 80)))
     tour, touch = mu.check_folder(factory.write_tour(tmp_path / "tour", photos)), width < 700
-    show(browser, tmp_path, tour, width=width, scheme=scheme, touch=touch)
+    browser.open(page_of(tmp_path, tour), width, 900, scheme, touch)
     assert browser.value("document.documentElement.scrollWidth") == width
     shade = browser.value(f"getComputedStyle({BOX}).backgroundColor.match(/[0-9]+/)[0]")
     assert (int(shade) > 127) == (scheme == "light")
-    for name, at in browser.dots().items():
+    for name, at in dots(browser).items():
         (browser.tap if touch else browser.hover)(*at)
         assert box(browser)[0] == f"file: {name}" and "time: 2021-07-29T09:1" in "".join(box(browser))
         assert browser.value(f"{BOX}.querySelector('img').decode().then(() => true)")
@@ -120,7 +130,7 @@ def test_what_is_odd_and_what_is_left_out_is_told_and_drawn(tmp_path: Path, brow
     photos = factory.tour(8, changes=changes) | {"flat.jpg": factory.photo_bytes(exif=None)}
     night: dict[str, Any] = {"start": "2021:07:28 23:00:00Z", "step_s": 900, "latitude": -20.0, "longitude": 57.5}
     photos |= factory.tour(2, names="N{}.jpg", course=0, turn=0, **night)  # three in the morning on Mauritius
-    show(browser, tmp_path, mu.check_folder(factory.write_tour(tmp_path / "tour", photos)))
+    browser.open(page_of(tmp_path, mu.check_folder(factory.write_tour(tmp_path / "tour", photos))))
     text = " ".join(browser.value("document.body.innerText").split())
     told = """7 held, 2 ready, 2 rejected
         : 2 photos 0.01 km 2021-07-28T23:00:00Z to 23:15:00Z: to upload
@@ -158,10 +168,10 @@ def test_a_photo_alone_several_at_one_spot_and_links_to_what_is_live(tmp_path: P
     facts = {"image_id": "12345", "state": "published", "latitude": -33.0, "longitude": -70.0, "heading": None}
     alone, live = made(1), made(3, "/srv/old", **facts)
     live.photos.append(mu.Photo("gone.jpg", "published", uuid="a"))
-    show(browser, tmp_path, alone, live)
+    browser.open(page_of(tmp_path, alone, live))
     browser.value("document.querySelectorAll('figure')[1].scrollIntoView()")
-    assert len(browser.dots()) == 3 and browser.value("document.querySelectorAll('[data-file]').length") == 4
-    browser.hover(*browser.dots()["00002.jpg"])
+    assert len(dots(browser)) == 3 and browser.value("document.querySelectorAll('[data-file]').length") == 4
+    browser.hover(*dots(browser)["00002.jpg"])
     assert box(browser)[0] == "file: 00002.jpg" and box(browser)[-1] == "also here: 00001.jpg, 00000.jpg"
     assert browser.value(f"{BOX}.querySelector('a').href") == mu.PHOTO_PAGE + "12345"
 
@@ -174,10 +184,10 @@ def test_hostile_names_stay_text(tmp_path: Path, browser: Browser) -> None:
     tour.sequences += [mu.Sequence(name, tour.photos) for name in HOSTILE]
     tour.errors += [mu.UploaderError(name) for name in HOSTILE]
     tour.folder = Path(HOSTILE[0])
-    show(browser, tmp_path, tour)
+    browser.open(page_of(tmp_path, tour))
     browser.value("[...document.querySelectorAll('figure')].at(-1).scrollIntoView()")
-    assert list(browser.dots()) == [mu.shown(name) for name in HOSTILE]
-    for name, at in browser.dots().items():
+    assert list(dots(browser)) == [mu.shown(name) for name in HOSTILE]
+    for name, at in dots(browser).items():
         browser.hover(*at)
         assert box(browser)[0] == f"file: {name}"
     assert browser.value("document.querySelectorAll('script').length") == 1
