@@ -157,14 +157,25 @@ def half_published(sandbox: Sandbox, folder: Path) -> None:
     assert upload_here(folder, sandbox).code == 1
 
 
-@pytest.mark.parametrize("change", [lambda sandbox, folder: upload_here(folder, sandbox), half_published])
-def test_a_folder_that_another_run_has_worked_on_must_be_checked_again(
-    sandbox: Sandbox, folder: Path, change: Act
+CHANGES: dict[str, Act] = {
+    "published": lambda sandbox, folder: upload_here(folder, sandbox),
+    "uploaded": half_published,
+    "another size": lambda sandbox, folder: os.truncate(min(folder.glob("*.jpg")), 9999),
+    "another time": lambda sandbox, folder: os.utime(min(folder.glob("*.jpg")), (1_700_000_000, 1_700_000_000)),
+    "removed": lambda sandbox, folder: min(folder.glob("*.jpg")).unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_has_changed_since_it_was_checked_is_not_published(
+    sandbox: Sandbox, folder: Path, change: str
 ) -> None:
     tour = mu.check_folder(folder)
-    change(sandbox, folder)
+    CHANGES[change](sandbox, folder)
     requests = len(sandbox.requests)
-    with pytest.raises(mu.UploaderError, match="Check it again") as caught:
+    by_a_run = change in ("published", "uploaded")
+    what = "another run has worked on" if by_a_run else "GS0001_calculated.jpg was changed or removed"
+    with pytest.raises(mu.UploaderError, match=f"{what}.* since it was checked. Check it again") as caught:
         mu.publish(tour, account(sandbox), service_of(sandbox))
     assert caught.value.code == 1 and {request.path for request in sandbox.requests[requests:]} == {"/me"}
 

@@ -503,7 +503,11 @@ def test_each_end_has_its_exit_code_and_document(sandbox: Sandbox, folder: Path,
 
 @pytest.mark.parametrize(
     ("name", "token", "says"),
-    [("demo", "", "no token for demo"), ("demo", "wrong", "refuses the token"), ("x", None, "belongs to demo")],
+    [
+        ("demo", "", "no token for demo"),
+        ("demo", "wrong", "Sign in again with --login"),
+        ("x", None, "belongs to demo"),
+    ],
 )
 def test_sign_in_that_fails_exits_4(sandbox: Sandbox, folder: Path, name: str, token: str | None, says: str) -> None:
     env = environment(sandbox) if token is None else environment(sandbox, MAPILLARY_ACCESS_TOKEN=token)
