@@ -174,6 +174,12 @@ def make_photos(folder: Path, count: int, megabytes: float) -> None:
         factory.write_tour(folder, factory.tour(min(1000, count - first), first=first, filler=filler, **own))
 
 
+def emptied(sandbox: dict[str, str]) -> int:
+    """Forget all that was published; how many photos it was."""
+    address = sandbox["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph") + "/sandbox/reset"
+    return int(requests.post(address, verify=sandbox.get("REQUESTS_CA_BUNDLE", True)).json()["photos"])
+
+
 def upload(bench: Bench) -> Results:
     """From start to published."""
     with bench.sandbox() as environment:
@@ -184,9 +190,7 @@ def upload(bench: Bench) -> Results:
                 found = bench.run_theirs(environment, "process_and_upload", "--user_name", "demo")
             else:
                 found = measured(bench.command(program, "--workers", str(bench.options.workers)), environment)
-            address = environment["MAPILLARY_GRAPH_API_ENDPOINT"].removesuffix("/graph") + "/sandbox/reset"
-            answer = requests.post(address, verify=environment.get("REQUESTS_CA_BUNDLE", True))
-            if (photos := answer.json()["photos"]) != bench.options.photos:
+            if (photos := emptied(environment)) != bench.options.photos:
                 sys.exit(f"{program} published {photos} of {bench.options.photos} photos")
             return found
 
@@ -217,6 +221,7 @@ def again(bench: Bench) -> Results:
             measured(bench.command(program), environment)
             done[program] = bench.resume.read_bytes()
             bench.resume.unlink()
+            emptied(environment)
         return bench.in_turn(measure, programs)
 
 
