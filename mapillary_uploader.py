@@ -1782,12 +1782,8 @@ def write_atomically(path: Path, temporary: Path, blocks: Iterable[bytes], mode:
 
 
 def resume_path(folder: Path) -> Path:
-    """Where the resume file is, a link followed. Raise UsageError where its target is away, or there are two."""
+    """Where the resume file is, a link followed. Raise UsageError where its target is away."""
     path = folder / RESUME_NAME
-    found = [name for name in names_in(folder) if re.fullmatch(r"mapillary_uploader.*\.json", name)]
-    if {*found} - {RESUME_NAME}:
-        hint = "Two folders were merged, or a copy was put back: keep one folder's photos and its file, move the rest"
-        raise UsageError(f"{shown(folder)} holds {' and '.join(map(shown, sorted(found)))}", hint)
     if path.is_symlink() and not path.exists():
         what = f"the resume file {shown(path)} is a link, and its target is away"
         raise UsageError(what, "Mount it, or put it back: it knows what is published")
@@ -1796,6 +1792,10 @@ def resume_path(folder: Path) -> Path:
 
 def load_resume(folder: Path, known: Resume | None = None) -> Resume:
     """Read the folder's resume file, which may be `known`; empty where there is none. A bad one is never that."""
+    found = [name for name in names_in(folder) if re.fullmatch(r"mapillary_uploader.*\.json", name)]
+    if {*found} - {RESUME_NAME}:
+        hint = "Two folders were merged, or a copy was put back: keep one folder's photos and its file, move the rest"
+        raise UsageError(f"{shown(folder)} holds {' and '.join(map(shown, sorted(found)))}", hint)
     path = resume_path(folder)
     with failing_as(f"the resume file {shown(path)} can't be read", "See to its permissions and the disk"):
         if not path.exists():
