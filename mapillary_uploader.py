@@ -2806,6 +2806,7 @@ def find_profile(name: str, environment: Mapping[str, str], run: Run) -> Profile
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Save atomically with mode 0600, leaving other sections as they are; raise SignInError where that fails."""
+    path = Path(os.path.realpath(path))  # a link stays one
     config, text = read_config(path), io.StringIO()
     try:
         if not profile.name.isprintable():

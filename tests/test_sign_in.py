@@ -207,7 +207,8 @@ def test_login_leaves_other_sections_as_they_are_and_replaces_its_own(sandbox: S
     others = "user_upload_token = 100%abc\nMAPOrganizationKey = 7\nCamelCase = x = y\n"
     path = keep(env, "elsewhere", Other=others, demo=profile("old", days_left=9) + "MAPOrganizationKey = 8\n")
     path.chmod(0o644)
-    assert login(env, MAPILLARY_CONFIG_PATH=str(path)).code == 0
+    (link := Path(env["HOME"]) / "link").symlink_to(path)
+    assert login(env, MAPILLARY_CONFIG_PATH=str(link)).code == 0 and link.is_symlink()
     text = path.read_text()
     assert f"[Other]\n{others}" in text and "MAPOrganizationKey = 8" in text
     assert "old" not in text and "Expires" not in text
