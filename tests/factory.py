@@ -2,25 +2,18 @@
 
 EXIF, XMP and JPEG segments are built and read back by this file's own code, so that every oddity can be made and so that
 nothing here shares a mistake with the module under test. Pillow only draws and encodes the pixels, once for each size.
-Everything is deterministic: the same call gives the same bytes (with the same Pillow). A word that isn't known raises.
+The same call gives the same bytes (with the same Pillow). A word that isn't known raises.
 
-A good photo is `photo_bytes()`, a folder of them `write_tour(folder, tour(12))`. Each layer can be had by itself:
+A good photo is `photo_bytes()`, a folder of them `write_tour(folder, tour(12))`; `sequence_maker_json`, `tiff`, `xmp`,
+`jpeg` and `segment` make the layers. Rarer oddities are made of these by hand: `xmp=factory.xmp().replace(b"GPano", b"pano")`.
 
-    sequence_maker_json()  what Sequence Maker writes      json_bytes()  the same as text, as it stands in ImageDescription
-    tiff()                 the TIFF block of EXIF          xmp()         the XMP packet
-    jpeg()                 the file around them            segment()     one raw segment, for `jpeg(layout=…)`
-
-and read back with `segments`, `description_of` and `slot_of`. Rarer oddities are made of these by hand:
-`xmp=factory.xmp().replace(b"GPano", b"pano")`, `extra=[("0th", 0x010E, 7, 4, b"text")]`, `photo_bytes()[:-2]`.
-
-**Pictures.** Each photo has some bytes of its own in its scan, made from `picture`, a word that names what was seen. In a
-tour it is made from start, place and number in the tour, whatever the photos are called and how they are tagged:
+Each photo has some bytes of its own in its scan, made from `picture`, a word that names what was seen. In a tour it is
+made from start, place and number in the tour, whatever the photos are called and how they are tagged:
 
     tour(8, names="X{}.jpg")                the same photos under other names
     tour(8, sequence_id="anew")             the same photos tagged anew: same pictures, other ids
     tour(8, picture="again")                the same photos stitched anew: same JSON, other pictures
     tour(2, step_s=0, spacing=0)            a burst: same time and place, other pictures and ids
-    photo_bytes(record, picture="twin")     the same for one photo; without `picture` it follows from time and place
 """
 
 from __future__ import annotations
@@ -83,19 +76,13 @@ def identifier(*parts: object) -> str:
 
 
 def sequence_maker_json(changes: Changes | None = None) -> Json:
-    """One photo's object as Sequence Maker writes it: all its keys, the misspelt ones too, in its order.
-
-    `changes` sets values by dotted keys, {"photo.original_latitude": 51.5, "sequence.id": REMOVED}. The photo stands by
-    itself: it has no connections.
-    """
-    record = json.loads(TEMPLATE)
-    for kind in record:
-        record[kind]["id"] = identifier(kind)
-    return changed(record, changes or {})
+    """One photo's object as Sequence Maker writes it, without connections; `changes` as in `changed`."""
+    ids = {f"{kind}.id": identifier(kind) for kind in ("photo", "sequence")}
+    return changed(json.loads(TEMPLATE), {**ids, **(changes or {})})
 
 
 def changed(record: Json, changes: Changes) -> Json:
-    """A copy of a JSON object with values set (or, with REMOVED, deleted) by dotted keys; objects on the way are made."""
+    """A copy with values set by dotted keys: {"photo.original_latitude": 51.5, "sequence.id": REMOVED}."""
     result: Json = json.loads(json.dumps(record))
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
@@ -125,9 +112,8 @@ def tiff(
 ) -> bytes:  # fmt: skip
     """The TIFF block of an EXIF segment, without `Exif\\0\\0`. What is None is left out.
 
-    description is the value of ImageDescription, without its NUL. description_at "first" puts it first of all values, as
-    ExifTool does, "last" at the very end of the block. extra is (ifd, tag, type, count, value): ifd "0th", "exif", "gps" or
-    "1st", value as raw bytes in the block's order; it replaces the factory's own entry of that tag.
+    description is ImageDescription, without its NUL: first of all values, as by ExifTool, or at the very end of the block.
+    extra is (ifd, tag, type, count, raw value): ifd "0th", "exif", "gps" or "1st"; it replaces the factory's own entry.
     """
     number, fraction = partial(_number, order), partial(_fraction, order)
     text = b"" if description is None else description + b"\0"
@@ -145,8 +131,7 @@ def tiff(
         ifds["1st"] = {0x0103: number(6), 0x0201: number(0, LONG), 0x0202: number(len(thumbnail), LONG)}
     for name, tag, *value in extra:
         ifds.setdefault(name, {})[tag] = tuple(value)  # type: ignore[assignment]
-    tail = {"first": b"", "last": text if len(text) > 4 else b""}[description_at]
-    return _assembled(order, ifds, thumbnail or b"", tail)
+    return _assembled(order, ifds, thumbnail or b"", text if description_at == "last" else b"")
 
 
 def _texts(values: Mapping[int, str | None]) -> dict[int, Value]:
@@ -159,7 +144,6 @@ def _number(order: Order, value: int, kind: int = SHORT) -> Value:
 
 
 def _fraction(order: Order, *values: float, scale: int = 1) -> Value:
-    """Fractions, each value as round(value × scale) / scale."""
     numbers = [number for value in values for number in (round(value * scale), scale)]
     return RATIONAL, len(values), struct.pack(f"{order}{len(numbers)}I", *numbers)
 
@@ -174,10 +158,7 @@ def _gps(order: Order, position: Position, time: str | None) -> dict[int, Value]
 
 
 def _assembled(order: Order, ifds: dict[str, dict[int, Value]], thumbnail: bytes, tail: bytes) -> bytes:
-    """The IFDs one after the other from offset 8, each followed by its values; then the thumbnail; then the tail.
-
-    The tail is ImageDescription's value, if it is to stand there.
-    """
+    """The IFDs from offset 8, each followed by its values; the thumbnail; ImageDescription's value, if that is the tail."""
     main = ifds["0th"]
     if tail:
         main[IMAGE_DESCRIPTION] = (ASCII, len(tail), b"goes")
@@ -218,10 +199,9 @@ def xmp(
     projection: str | None = "equirectangular", form: Literal["attribute", "element"] = "element",
     cropped: tuple[int, int, int, int] | None = None, *, size: Size = (64, 32),
 ) -> bytes:  # fmt: skip
-    """An XMP packet with Google's panorama properties, without the segment's header.
+    """An XMP packet with Google's panorama properties, or no projection; without the segment's header.
 
-    projection None leaves the property out; cropped is (left, top, width, height) of the part that `size` shows of a sphere
-    twice as wide and high.
+    cropped is (left, top, width, height) of the part that `size` shows of a sphere twice as wide and high.
     """
     left, top, width, height = cropped or (0, 0, *size)
     full = (size[0] * 2, size[1] * 2) if cropped else size
@@ -245,8 +225,6 @@ def xmp(
 
 JFIF: Final = b"JFIF\0\1\1\0\0\1\0\1\0\0"
 KINDS: Final = {"baseline": "RGB", "progressive": "RGB", "cmyk": "CMYK", "grayscale": "L"}
-_MPF_SIZE: Final = 90
-_MPF_BLANK: Final = b"\xff\xe2" + struct.pack(">H", _MPF_SIZE - 2) + b"MPF\0" + b"?" * (_MPF_SIZE - 8)
 
 
 def segment(marker: int, payload: bytes, length: int | None = None) -> bytes:
@@ -265,38 +243,47 @@ def exif_segments(block: bytes | None) -> bytes:
 
 def jpeg(
     *, exif: bytes | None = None, xmp: bytes | None = None, exif2: bytes | None = None,
-    layout: Sequence[str | bytes] = ("exif", "xmp"), fill: int = 3, size: Size = (64, 32), sof_size: Size | None = None,
+    layout: Sequence[str | bytes] = ("exif", "xmp"), size: Size = (64, 32), sof_size: Size | None = None,
     kind: str = "baseline", image: bytes | None = None, picture: str = "", filler: int = 16,
     second_image: bytes | None = None, trailer: bytes = b"", pad_to: int = 0,
 ) -> bytes:  # fmt: skip
     """A JPEG file.
 
-    layout is the order of the head's segments: "jfif", "exif", "xmp", "exif2" (a second EXIF segment), "fill" (FF fill bytes
-    before the next marker), "mpf" (an index of two images; second_image then follows the first, as in a GoPro MAX photo),
-    "frame" (tables and frame header, at the end unless named), or raw bytes such as `segment(…)`. What is None is left out.
-    size is drawn, sof_size only claimed, kind one of KINDS; image is a JPEG whose frame and scans are taken instead.
-    filler is how many random bytes (never FF, from `picture`) stand between the last pixel and the end-of-image marker: they
-    tell pictures apart, make a file as big as wanted, can't be compressed, and readers skip them. Then come the trailer and
-    zeros up to pad_to bytes.
+    layout is the order of the head's segments, before the picture's own tables: "jfif", "exif", "xmp", "exif2" (a second
+    EXIF segment), "fill" (FF bytes before the next marker), "mpf" (an index of two images; the second follows the first, as
+    in a GoPro MAX photo), or raw bytes such as `segment(…)`. What is None is left out. size is drawn, sof_size only claimed,
+    kind one of KINDS; image is a JPEG whose frame and scans are taken instead. filler is how many random bytes (never FF,
+    from `picture`) stand between the last pixel and the end-of-image marker: they tell pictures apart, make a file as big as
+    wanted, can't be compressed, and readers skip them. Then come the trailer and zeros up to pad_to bytes.
     """
     frame, scans = _frame_and_scans(image or encoded(size, kind))
     drawn, claimed = (struct.pack(">BHH", 8, high, wide) for wide, high in (size, sof_size or size))  # 8 bits a sample
+    second, blank = second_image or encoded((32, 16)), _mpf(0, 0, 0)
     parts = {
         "jfif": segment(0xE0, JFIF),
         "exif": exif_segments(exif),
         "exif2": exif_segments(exif2),
         "xmp": b"" if xmp is None else segment(0xE1, XMP_HEADER + xmp),
-        "fill": b"\xff" * fill,
-        "mpf": _MPF_BLANK,
-        "frame": frame.replace(drawn, claimed),
+        "fill": b"\xff" * 3,
+        "mpf": blank,
     }
     order = layout if second_image is None or "mpf" in layout else (*layout, "mpf")
-    order = order if "frame" in order else (*order, "frame")
     head = b"".join(item if isinstance(item, bytes) else parts[item] for item in order)
+    head += frame.replace(drawn, claimed)
     data = b"".join((b"\xff\xd8", head, scans, noise(filler, picture), b"\xff\xd9"))
     if "mpf" in order:
-        data = _with_second_image(data, second_image or encoded((32, 16)))
+        data = data.replace(blank, _mpf(len(data), len(second), len(data) - data.index(blank) - 8)) + second
     return (data + trailer).ljust(pad_to, b"\0")
+
+
+def _mpf(size: int, second_size: int, offset: int) -> bytes:
+    """The index of two images. The second's offset counts from the index' byte order mark."""
+    pictures = struct.pack(">IIIHH", 0x20030000, size, 0, 0, 0)
+    pictures += struct.pack(">IIIHH", 0x00010001, second_size, offset, 0, 0)
+    table = struct.pack(">HHI4s", 0xB000, UNDEFINED, 4, b"0100") + struct.pack(">HHII", 0xB001, LONG, 1, 2)
+    table += struct.pack(">HHII", 0xB002, UNDEFINED, len(pictures), 50)
+    index = b"MM" + struct.pack(">HIH", 42, 8, 3) + table + struct.pack(">I", 0) + pictures
+    return segment(0xE2, b"MPF\0" + index)
 
 
 def noise(size: int, seed: str = "") -> bytes:
@@ -325,17 +312,6 @@ def _frame_and_scans(image: bytes) -> tuple[bytes, bytes]:
     return b"".join(segment(part.marker, part.payload) for part in kept), image[scan : found[-1].offset]
 
 
-def _with_second_image(data: bytes, second: bytes) -> bytes:
-    """Write the MPF index over its blank and append the second image. Offsets count from the index' byte order mark."""
-    place = data.index(_MPF_BLANK)
-    pictures = struct.pack(">IIIHH", 0x20030000, len(data), 0, 0, 0)
-    pictures += struct.pack(">IIIHH", 0x00010001, len(second), len(data) - (place + 8), 0, 0)
-    table = struct.pack(">HHI4s", 0xB000, UNDEFINED, 4, b"0100") + struct.pack(">HHII", 0xB001, LONG, 1, 2)
-    table += struct.pack(">HHII", 0xB002, UNDEFINED, len(pictures), 50)
-    index = b"MM" + struct.pack(">HIH", 42, 8, 3) + table + struct.pack(">I", 0) + pictures
-    return data[:place] + segment(0xE2, b"MPF\0" + index) + data[place + _MPF_SIZE :] + second
-
-
 # ---- photos and tours ----
 
 START: Final = "2021:07:29 09:16:54Z"
@@ -344,12 +320,11 @@ _TIME: Final = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d(\.\d+)?Z?")
 
 
 def photo_bytes(record: object = None, **options: Any) -> bytes:
-    """A photo in one call: a good one unless the options say otherwise.
+    """A photo: a good one unless the options, those of `tiff`, `xmp` and `jpeg`, say otherwise.
 
     record is Sequence Maker's object (`sequence_maker_json()` if None), or text or bytes that stand in its place, or REMOVED
-    for no ImageDescription. EXIF's position, times, make and model follow the object, and so does the picture: from its times
-    and place. options are those of `tiff`, `xmp` and `jpeg`; exif=None or xmp=None leaves the whole segment out, exif=b"…" or
-    xmp=b"…" puts other bytes there.
+    for no ImageDescription. EXIF's position, times, make and model and the picture follow the object. exif or xmp puts other
+    bytes in the place of the whole segment; None leaves it out.
     """
     record = sequence_maker_json() if record is None else record
     settings: dict[str, Any] = {"description": _description_text(record), **_from_record(record), **options}
@@ -396,11 +371,10 @@ def tour(
     count: int, *, names: str | Sequence[str] = "GS{:04d}_calculated.jpg", first: int = 1, picture: str | None = None,
     every: Changes | None = None, changes: Mapping[int, Changes] | None = None, **options: Any,
 ) -> dict[str, bytes]:  # fmt: skip
-    """The photos of a tour as Sequence Maker leaves them, by name.
+    """The photos of a tour as Sequence Maker leaves them, by name. A longer tour has the same photos, then more.
 
-    names is a format of the number (from `first`) or a list. picture names what was seen (see above). `every` changes each
-    photo's JSON, `changes` those of one index, both as in `sequence_maker_json`. options go to `tour_json` and `photo_bytes`.
-    A longer tour from the same arguments has the same photos in the same sequence, then more.
+    names is a format of the number (from `first`) or a list. `every` changes each photo's JSON, `changes` those of one index,
+    both as in `changed`. options go to `tour_json` and `photo_bytes`.
     """
     filenames = [names.format(first + n) for n in range(count)] if isinstance(names, str) else list(names[:count])
     own: Json = {"start": START, "latitude": 51.5294417, "longitude": -0.1538283} | _chosen(options, tour_json)
@@ -420,9 +394,9 @@ def tour_json(
 ) -> list[Json]:  # fmt: skip
     """What Sequence Maker writes into the photos of a tour, in order.
 
-    The walk begins at latitude, longitude in direction `course` and turns by `turn` degrees a photo; `spacing` metres,
-    `step_s` seconds and half a metre up from photo to photo. start is by the clock that the method uses; the camera's is
-    zone_h hours ahead of the GPS's. Photo ids follow from the sequence's, which follows from start and place if not given.
+    The walk begins in direction `course` and turns by `turn` degrees a photo; `spacing` metres, `step_s` seconds and half a
+    metre up from photo to photo. start is by the clock that the method uses; the camera's is zone_h hours ahead of the GPS's.
+    Ids follow from the sequence's, which follows from start and place if not given.
     """
     key = sequence_id or identifier("tour", start, latitude, longitude)
     ahead, position, records = timedelta(hours=zone_h), (latitude, longitude), []
@@ -493,7 +467,7 @@ def format_time(time: datetime) -> str:
 
 
 def write_tour(folder: Path, photos: Mapping[str, bytes]) -> Path:
-    """Write the photos into the folder, which is made; names may hold subfolders. Gives the folder back."""
+    """Write the photos into the folder, which is made (a tour may be empty); names may hold subfolders."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in photos.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
