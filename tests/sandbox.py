@@ -11,11 +11,10 @@ People use it from the command line; it starts a command that then talks to the 
     python tests/sandbox.py --delay 100 python mapillary_uploader.py -d photos/ -u demo
     python tests/sandbox.py --serve
 
-It speaks the part of Mapillary's API v4 that an uploader needs, over real sockets, on 127.0.0.1 only. The Graph API is
-below /graph, the upload service below /upload; a `Fault` makes either of them misbehave. A request takes this way: a
-`Connection` (one thread each) has http.server read its head, `Sandbox.exchange` notes it as a `Request`, picks the
-`Fault` if there is one, and lets a handler turn the `Call` into an `Answer`. Large bodies are hashed as they arrive and
-not kept, so that the sandbox isn't the slow part when it is used for measuring.
+It speaks the part of Mapillary's API v4 that an uploader needs, over real sockets, on 127.0.0.1 only: the Graph API is
+below /graph, the upload service below /upload; a `Fault` makes either misbehave. A `Connection` (one thread each) notes
+a `Request`, picks its `Fault` if there is one, and has the `Sandbox` turn it into an `Answer`. Large bodies are hashed
+as they arrive and not kept, so that the sandbox isn't the slow part when it is used for measuring.
 """
 
 from __future__ import annotations
@@ -153,22 +152,25 @@ class Upload:
 
     key: str
     owner: Account
-    data: bytearray = field(default_factory=bytearray)  # all bytes if Sandbox.keep, else only the first
-    size: int = 0
-    handle: str | None = None  # once complete
-    manifest: JSON | None = None
-    description: JSON = field(default_factory=dict)  # of a complete photo
-    camera: JSON = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    writer: object = None  # the call that may append: a newer one displaces an older one
-    digest: Any = field(default_factory=hashlib.md5)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.data, self.size, self.digest = bytearray(), 0, hashlib.md5()  # data: if not Sandbox.keep, only the first
+        self.handle: str | None = None  # once complete, like what follows
+        self.manifest: JSON | None = None
+        self.description: JSON = {}
+        self.camera: JSON = {}
+        self.writer: Request | None = None  # who may append: a newer one displaces an older one
 
     @property
     def md5(self) -> str:
-        return str(self.digest.hexdigest())
+        return self.digest.hexdigest()
 
-    def append(self, block: bytes, writer: object, sandbox: Sandbox) -> None:
-        """Takes a block in. Raises Reset if another call has taken over."""
+    def append(self, block: bytes, writer: Request, sandbox: Sandbox) -> None:
+        """Takes a block in. Raises Reset if another request has taken over."""
         with self.lock:
             if self.writer is not writer:
                 raise Reset
@@ -177,10 +179,6 @@ class Upload:
             if sandbox.keep or self.size < HEAD_KEPT:
                 self.data += block
             self.size += len(block)
-
-    def forget(self) -> None:
-        self.data, self.size, self.handle, self.manifest = bytearray(), 0, None, None
-        self.digest, self.writer = hashlib.md5(), None
 
     def complete(self, keep: bool) -> str:
         """Reads what publishing needs to know, and gives the handle; always the same for an account and key."""
@@ -196,8 +194,6 @@ class Upload:
 
 @dataclass(frozen=True)
 class Published:
-    """A published photo."""
-
     image_id: str
     sequence_id: str
     session_key: str
@@ -272,13 +268,34 @@ class Listener(ThreadingTCPServer):
         self.close_request(request)  # at once: a FIN first would spoil a reset
 
 
+class Throttle:
+    """Hands out a bandwidth, in bytes/s, to everybody who shares it."""
+
+    def __init__(self, rate: float | None = None) -> None:
+        self.rate, self._lock, self._booked_until = rate, threading.Lock(), 0.0
+
+    def take(self, size: int) -> None:
+        """Returns when `size` bytes may have passed."""
+        with self._lock:
+            # Oversleeping is made good in the next moments: without this the rate is never reached.
+            start = max(self._booked_until, time.monotonic() - 2 * TICK)
+            self._booked_until = start + size / (self.rate or math.inf)
+            pause = self._booked_until - time.monotonic()
+        time.sleep(max(0.0, pause))
+
+
 class Connection(BaseHTTPRequestHandler):
+    """A connection, and the request on it that is being answered."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def __init__(self, sandbox: Sandbox, *accepted: Any) -> None:
         self.sandbox = sandbox
         super().__init__(*accepted)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
     def handle(self) -> None:
         """Answers requests until either side ends the connection."""
@@ -293,81 +310,94 @@ class Connection(BaseHTTPRequestHandler):
             self.sandbox.peers.discard(self.connection)
 
     def do_GET(self) -> None:
-        self.sandbox.exchange(self)
+        self.asked, self.fault, limits = self.sandbox.note(self)
+        self.complete = False  # the body was read to its end
+        self.blocks = self._blocks(limits)  # what hasn't been read of the body yet
+        try:
+            answer = self._answer()
+            self.asked.status, self.asked.ended = answer.status, time.monotonic()
+            data, step = answer.encoded(), 1 if self.fault.drip else sys.maxsize
+            for start in range(0, len(data), step):
+                self.sandbox.closing.wait(self.fault.drip)
+                self.wfile.write(data[start : start + step])
+        finally:
+            self.asked.ended = min(self.asked.ended, time.monotonic())
+        if not self.complete:
+            self.discard(PATIENCE)
+        ends = not self.complete or answer.headers.get("Connection") == "close"
+        self.close_connection |= ends or self.sandbox.closing.is_set()
+        if self.sandbox.idle is not None and not select.select([self.connection], [], [], self.sandbox.idle)[0]:
+            self.wfile.write(UNASKED)
+            self.close_connection = True
 
     do_POST = do_GET
 
-    def log_message(self, *_: object) -> None:
-        pass
+    def _answer(self) -> Answer:
+        """The answer to a request, with everything that its fault does to it."""
+        fault = self.fault
+        if fault.drop_after == 0:
+            raise Reset
+        if fault.unread:
+            self._hang(fault.hang or FOREVER)
+        answer = self.sandbox.handle(self) if fault.takes_effect else Answer({})
+        if not fault.takes_effect or fault.lost or fault.hang is not None:
+            self.discard()
+        if fault.lost:
+            raise Dropped
+        if fault.hang is not None:
+            self._hang(fault.hang)
+        self.sandbox.closing.wait(self.sandbox.delay + fault.delay)
+        if fault.replaces:
+            return Answer({} if fault.body is None else fault.body, fault.status or 200, fault.headers)
+        return answer
 
+    def _hang(self, seconds: float) -> None:
+        self.asked.ended = time.monotonic()  # it no longer counts as under way: the client will give it up
+        self.sandbox.closing.wait(seconds)
+        raise Dropped
 
-class Throttle:
-    """Hands out a bandwidth to everybody who shares it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._booked_until = 0.0
-
-    def take(self, size: int, rate: float) -> None:
-        """Returns when `size` bytes may have passed at `rate` bytes/s."""
-        with self._lock:
-            # Oversleeping is made good in the next moments: without this the rate is never reached.
-            start = max(self._booked_until, time.monotonic() - 2 * TICK)
-            self._booked_until = start + size / rate
-            pause = self._booked_until - time.monotonic()
-        time.sleep(max(0.0, pause))
-
-
-class Call:
-    """A request being handled."""
-
-    def __init__(self, request: Request, fault: Fault, line: Connection, limits: list[tuple[Throttle, float]]) -> None:
-        self.request, self.fault, self.line, self._limits = request, fault, line, limits
-        self.complete = False  # the body was read to its end
-        self.blocks = self._blocks()  # what hasn't been read of the body yet
-
-    def _blocks(self) -> Iterator[bytes]:
+    def _blocks(self, limits: list[Throttle]) -> Iterator[bytes]:
         """The body, at the speed that is allowed, and up to where the fault strikes."""
-        stream, headers = self.line.rfile, self.request.headers
+        headers = self.asked.headers
         limit = math.inf if self.fault.drop_after is None else self.fault.drop_after
-        portion = min((int(rate * TICK) + 1 for _, rate in self._limits), default=BLOCK)
+        portion = min((int(throttle.rate * TICK) + 1 for throttle in limits if throttle.rate), default=BLOCK)
         chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         left = 0 if chunked else int(headers.get("content-length", "0"))
-        while left or chunked and (left := int(stream.readline(99).split(b";")[0], 16)):
-            block = stream.read1(int(min(left, portion, limit - self.request.body_size)))
+        while left or chunked and (left := int(self.rfile.readline(99).split(b";")[0], 16)):
+            block = self.rfile.read1(int(min(left, portion, limit - self.asked.body_size)))
             if not block:
                 raise Dropped("closed by the client")
-            for throttle, rate in self._limits:
-                throttle.take(len(block), rate)
-            self.request.body_size += len(block)
+            for throttle in limits:
+                throttle.take(len(block))
+            self.asked.body_size += len(block)
             left -= len(block)
             yield block
-            if self.request.body_size == limit:
+            if self.asked.body_size == limit:
                 raise Reset
             if chunked and not left:
-                stream.readline(99)
+                self.rfile.readline(99)
         if chunked:
-            stream.readline(99)
+            self.rfile.readline(99)
         self.complete = True
-
-    def form(self) -> JSON:
-        """The fields of a JSON body."""
-        self.request.body = b"".join(self.blocks)
-        fields = parsed_object(self.request.body)
-        require(fields is not None, "The body is not a JSON object")
-        return fields or {}
 
     def discard(self, seconds: float = FOREVER) -> None:
         """Reads the rest of the body, as long as that doesn't take too long."""
         deadline = time.monotonic() + seconds
-        self.line.connection.settimeout(seconds)
+        self.connection.settimeout(seconds)
         for _ in self.blocks:
             if time.monotonic() > deadline:
                 return
-        self.line.connection.settimeout(None)
+        self.connection.settimeout(None)
+
+    def form(self) -> JSON:
+        """The fields of a JSON body."""
+        self.asked.body = b"".join(self.blocks)
+        fields = parsed_object(self.asked.body)
+        require(fields is not None, "The body is not a JSON object")
+        return fields or {}
 
     def token(self) -> str:
-        scheme, _, token = self.request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = self.asked.headers.get("authorization", "").partition(" ")
         return token if scheme == "OAuth" else ""
 
 
@@ -406,32 +436,28 @@ class Sandbox:
         self._uploads: dict[tuple[str, str], Upload] = {}
         self._codes: dict[str, str] = {}  # OAuth code → redirect_uri
         self._issued: dict[str, float] = {}  # token of the first account → end of its life
-        self._lock, self._line, self._closing = threading.RLock(), Throttle(), threading.Event()
+        self._lock, self._line, self.closing = threading.RLock(), Throttle(), threading.Event()
         self.peers: set[socket.socket] = set()
 
     # -- life --
 
-    def __enter__(self) -> Sandbox:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        self._closing.clear()
+    def start(self) -> Sandbox:
+        self.closing.clear()
         self._listener = Listener(("127.0.0.1", self.port), partial(Connection, self))
         self.port = self._listener.socket.getsockname()[1]
         threading.Thread(target=self._listener.serve_forever, daemon=True).start()
+        return self
 
-    def stop(self) -> None:
+    def stop(self, *_: object) -> None:
         """Stops listening and breaks all connections."""
-        self._closing.set()
+        self.closing.set()
         for end in [self._listener.socket, *self.peers]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         self._listener.shutdown()
         self._listener.server_close()
+
+    __enter__, __exit__ = start, stop
 
     def reset(self) -> dict[str, int]:
         """Forgets what clients have done, and tells how much was published. Settings and faults stay."""
@@ -472,7 +498,6 @@ class Sandbox:
 
     @property
     def published(self) -> list[Published]:
-        """The photos of all clusters."""
         return [photo for cluster in list(self.clusters) for photo in cluster.photos]
 
     @property
@@ -511,29 +536,8 @@ class Sandbox:
 
     # -- requests --
 
-    def exchange(self, line: Connection) -> None:
-        """Answers one request; says of the connection whether it can't be used for another."""
-        call = self._call(line)
-        request = call.request
-        try:
-            answer = self._respond(call)
-            request.status, request.ended = answer.status, time.monotonic()
-            data, step = answer.encoded(), 1 if call.fault.drip else sys.maxsize
-            for start in range(0, len(data), step):
-                self._closing.wait(call.fault.drip)
-                line.wfile.write(data[start : start + step])
-        finally:
-            request.ended = min(request.ended, time.monotonic())
-        if not call.complete:
-            call.discard(PATIENCE)
-        ends = not call.complete or answer.headers.get("Connection") == "close"
-        line.close_connection |= ends or self._closing.is_set()
-        if self.idle is not None and not select.select([line.connection], [], [], self.idle)[0]:
-            line.wfile.write(UNASKED)
-            line.close_connection = True
-
-    def _call(self, line: Connection) -> Call:
-        """Notes the request and picks its fault."""
+    def note(self, line: Connection) -> tuple[Request, Fault, list[Throttle]]:
+        """Takes a request down, and picks its fault and what limits its speed."""
         url, headers = urlsplit(line.path), {name.lower(): value for name, value in line.headers.items()}
         found = re.match(r"/(graph|upload)(?=/)", url.path)
         service, path = (found[1], url.path[found.end() :]) if found else ("", url.path)
@@ -541,41 +545,15 @@ class Sandbox:
         with self._lock:
             self.requests.append(request)
             fault = next((fault for fault in self.faults if fault.hits(request)), NO_FAULT)
-        rates = ((self._line, self.bandwidth), (Throttle(), fault.read_rate))
-        limits = [(throttle, rate) for throttle, rate in rates if rate]
+        self._line.rate = self.bandwidth
+        limits = [throttle for throttle in (self._line, Throttle(fault.read_rate)) if throttle.rate]
         if limits or fault.unread:  # else the system takes in megabytes that nobody has read
             line.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        return Call(request, fault, line, limits)
+        return request, fault, limits
 
-    def _respond(self, call: Call) -> Answer:
-        """The answer to a request, with everything that its fault does to it."""
-        fault = call.fault
-        if fault.drop_after == 0:
-            raise Reset
-        if fault.unread:
-            self._hang(call, fault.hang or FOREVER)
-        answer = self._handle(call) if fault.takes_effect else Answer({})
-        if not fault.takes_effect or fault.lost or fault.hang is not None:
-            call.discard()
-        if fault.lost:
-            raise Dropped
-        if fault.hang is not None:
-            self._hang(call, fault.hang)
-        self._closing.wait(self.delay + fault.delay)
-        if fault.replaces:
-            return Answer({} if fault.body is None else fault.body, fault.status or 200, fault.headers)
-        return answer
-
-    def _hang(self, call: Call, seconds: float) -> None:
-        call.request.ended = time.monotonic()  # it no longer counts as under way: the client will give it up
-        self._closing.wait(seconds)
-        raise Dropped
-
-    # -- handlers --
-
-    def _handle(self, call: Call) -> Answer:
+    def handle(self, call: Connection) -> Answer:
         try:
-            if call.request.service == "upload":
+            if call.asked.service == "upload":
                 return self._upload(call)
             answer = self._graph(call)
             call.discard()
@@ -585,8 +563,8 @@ class Sandbox:
         except ValueError as error:  # numbers that are none
             return Answer(graph_error(str(error)), 400)
 
-    def _graph(self, call: Call) -> Answer:
-        handlers: dict[str, Callable[[Call], Answer]] = {
+    def _graph(self, call: Connection) -> Answer:
+        handlers: dict[str, Callable[[Connection], Answer]] = {
             "POST /login": self._login,
             "POST /logging": lambda _: Answer({"success": True}),
             "GET /connect": self._connect,
@@ -596,18 +574,18 @@ class Sandbox:
             "GET /images": self._images,
             "POST /sandbox/reset": lambda _: Answer(dict(self.reset())),
         }
-        if handler := handlers.get(call.request.route):
+        if handler := handlers.get(call.asked.route):
             return handler(call)
-        if found := re.fullmatch(r"GET /(\d+)", call.request.route):
+        if found := re.fullmatch(r"GET /(\d+)", call.asked.route):
             return self._node(call, found[1])
-        raise Answer(graph_error(f"Unknown path {call.request.path}"), 404)
+        raise Answer(graph_error(f"Unknown path {call.asked.path}"), 404)
 
-    def _account(self, call: Call) -> Account:
+    def _account(self, call: Connection) -> Account:
         """Whose token the request carries. Raises Answer as the service asked would."""
         if account := self._owner(call.token()):
             return account
         message = "Invalid OAuth access token" if call.token() else "An access token is required"
-        if call.request.service == "upload":
+        if call.asked.service == "upload":
             raise Answer(upload_error("NotAuthorizedError", message), 401)
         raise Answer(graph_error(message, code=190), 401)
 
@@ -616,7 +594,7 @@ class Sandbox:
             return self.accounts[0]
         return next((account for account in self.accounts if account.token == token), None)
 
-    def _login(self, call: Call) -> Answer:
+    def _login(self, call: Connection) -> Answer:
         form = call.form()
         if not call.token().startswith("MLY|"):
             raise Answer(graph_error("Invalid client token", code=190), 401)
@@ -627,9 +605,9 @@ class Sandbox:
         more = {"error_subcode": 1348028, "error_user_title": title, "error_user_msg": advice}
         raise Answer(graph_error("Invalid parameter", **more), 400)
 
-    def _connect(self, call: Call) -> Answer:
+    def _connect(self, call: Connection) -> Answer:
         """The page where a user allows an application to act for them; the user is quick here."""
-        query = call.request.query
+        query = call.asked.query
         require(query.get("client_id") == self.client_id, "Unknown client_id")
         require(query.get("response_type") == "code" and query.get("redirect_uri"), "Invalid request")
         code, address = secrets.token_hex(16), query["redirect_uri"]
@@ -638,7 +616,7 @@ class Sandbox:
         result |= {"state": query["state"]} if "state" in query else {}
         return Answer(b"", 302, {"Location": f"{address}{'&' if '?' in address else '?'}{urlencode(result)}"})
 
-    def _token(self, call: Call) -> Answer:
+    def _token(self, call: Connection) -> Answer:
         form = call.form()
         if call.token() != self.client_secret or str(form.get("client_id", self.client_id)) != self.client_id:
             raise Answer(graph_error("Invalid client secret", code=190), 401)
@@ -652,18 +630,16 @@ class Sandbox:
         self._issued[token] = time.time() + self.token_lifetime
         return Answer({"access_token": token, "expires_in": self.token_lifetime, "token_type": "bearer"})
 
-    def _node(self, call: Call, node_id: str) -> Answer:
-        """A user or an organization."""
+    def _node(self, call: Connection, node_id: str) -> Answer:
         self._account(call)
         nodes = {account.id: {"username": account.username} for account in self.accounts} | self.organizations
-        if node_id not in nodes:
-            raise Answer(graph_error(f"Object with ID '{node_id}' does not exist"), 400)
-        return Answer(picked({"id": node_id, **nodes[node_id]}, call.request.query.get("fields", "id")))
+        require(node_id in nodes, f"Object with ID '{node_id}' does not exist")
+        return Answer(picked({"id": node_id, **nodes[node_id]}, call.asked.query.get("fields", "id")))
 
     # -- upload service --
 
-    def _upload(self, call: Call) -> Answer:
-        account, key, method = self._account(call), call.request.path[1:], call.request.method
+    def _upload(self, call: Connection) -> Answer:
+        account, key, method = self._account(call), call.asked.path[1:], call.asked.method
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
             raise Answer(upload_error("InvalidSessionKeyError", f"Not a session key: {key}"), 400)
         with self._lock:
@@ -678,9 +654,9 @@ class Sandbox:
         call.discard()
         return Answer({"offset": upload.size if call.fault.answer_offset is None else call.fault.answer_offset})
 
-    def _receive(self, call: Call, upload: Upload) -> str:
+    def _receive(self, call: Connection, upload: Upload) -> str:
         """Appends a body to an upload and gives the handle."""
-        headers = call.request.headers
+        headers = call.asked.headers
         if headers.get("x-entity-name") != upload.key or not headers.get("offset", "").isdecimal():
             raise Answer(upload_error("InvalidHeaderError", "X-Entity-Name and Offset are required"), 400)
         with upload.lock:
@@ -689,9 +665,9 @@ class Sandbox:
                 upload.forget()
             if offset != upload.size:
                 raise Answer(upload_error("OffsetInvalidError", f"{offset} is not {upload.size}", retriable=True), 412)
-            upload.writer = call
+            upload.writer = call.asked
         for block in call.blocks:
-            upload.append(block, call, self)
+            upload.append(block, call.asked, self)
         with upload.lock:
             promised = re.fullmatch(r"mly_tools_([0-9a-f]{32})\.(jpg|json)", upload.key)
             if self.hashing and promised and promised[1] != upload.md5:
@@ -701,7 +677,7 @@ class Sandbox:
 
     # -- publishing --
 
-    def _finish_upload(self, call: Call) -> Answer:
+    def _finish_upload(self, call: Connection) -> Answer:
         account, form = self._account(call), call.form()
         handle = str(form.get("file_handle"))
         organization = str(form["organization_id"]) if form.get("organization_id") else None
@@ -740,9 +716,9 @@ class Sandbox:
 
     # -- reading back --
 
-    def _images(self, call: Call) -> Answer:
+    def _images(self, call: Connection) -> Answer:
         self._account(call)
-        query = dict(call.request.query)
+        query = dict(call.asked.query)
         limit = int(query.get("limit", self.page_size))
         require(0 < limit <= MOST_IMAGES, f"limit must be from 1 to {MOST_IMAGES}")
         with self._lock:
@@ -756,16 +732,18 @@ class Sandbox:
 
     def _live(self) -> list[JSON]:
         """The images that can be found now, by the names that their creators have now."""
-        images: list[JSON] = []
-        for cluster in self.clusters:
-            who: JSON = {"creator": {"id": cluster.user_id, "username": cluster.username}}
-            who["organization_id"] = cluster.organization_id
-            for photo in cluster.photos:
-                if photo.published_at + self.live_after <= time.time() and photo.session_key not in self.hidden:
-                    known = {"id": photo.image_id, "sequence": photo.sequence_id}
-                    images.append(image_of(photo.camera | photo.description, **known, **who))
+        images = [
+            image_of(
+                photo.camera | photo.description,
+                **{"id": photo.image_id, "sequence": photo.sequence_id, "organization_id": cluster.organization_id},
+                creator={"id": cluster.user_id, "username": cluster.username},
+            )
+            for cluster in self.clusters
+            for photo in cluster.photos
+            if photo.published_at + self.live_after <= time.time() and photo.session_key not in self.hidden
+        ]
+        images += map(dict, self.extra_images)
         names: JSON = {account.id: {"username": account.username} for account in self.accounts}
-        images += [dict(image) for image in self.extra_images]
         for image in images:
             if creator := image.get("creator"):
                 image["creator"] = creator | names.get(creator.get("id"), {})
@@ -825,15 +803,13 @@ def parsed_object(text: bytes | str) -> JSON | None:
 
 
 def summary(sandbox: Sandbox) -> list[str]:
-    """What was published, for people."""
     lines = []
     for cluster in sandbox.clusters:
-        known = [ms for ms in (epoch_ms(photo.description) for photo in cluster.photos) if ms is not None]
-        times = [f"{datetime.fromtimestamp(ms / 1000, timezone.utc):%Y-%m-%d %H:%M:%S}" for ms in sorted(known)]
-        organization = sandbox.organizations.get(cluster.organization_id or "", {}).get("slug", "no organization")
-        who = f"cluster {cluster.cluster_id} of {cluster.username}, {organization}"
+        known = sorted(ms for photo in cluster.photos if (ms := epoch_ms(photo.description)) is not None)
+        times = [f"{datetime.fromtimestamp(ms / 1000, timezone.utc):%Y-%m-%d %H:%M:%S}" for ms in known]
         span = f"{times[0]} to {times[-1]} UTC" if times else "times unknown"
-        lines.append(f"{who}: {len(cluster.photos)} photos, {span}")
+        of = sandbox.organizations.get(cluster.organization_id or "", {}).get("slug", "no organization")
+        lines.append(f"cluster {cluster.cluster_id} of {cluster.username}, {of}: {len(cluster.photos)} photos, {span}")
     published = {photo.session_key for photo in sandbox.published}
     waiting = [key for key, upload in sandbox.uploads.items() if not upload.manifest and key not in published]
     return [*lines, f"{len(sandbox.clusters)} clusters; {len(waiting)} photos uploaded (or begun) but not published"]
