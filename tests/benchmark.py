@@ -16,7 +16,6 @@ another edition of the module in the same rounds: git show COMMIT:mapillary_uplo
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import os
 import random
@@ -30,8 +29,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,16 +98,31 @@ class Bench:
         file = self.options.before if program == BEFORE else ROOT / "mapillary_uploader.py"
         return [sys.executable, str(file), "-d", str(self.photos), "-u", "demo", *arguments]
 
-    def run_theirs(self, environment: dict[str, str], *arguments: str) -> Measure:
-        """The official client on the photos, with a profile and empty caches."""
-        folder = tempfile.mkdtemp(dir=self.scratch)
+    def theirs(self, folder: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """The official client on the photos, with a profile and empty caches; and its environment."""
         token = "user_upload_token = MLY|sandbox|demo-token"
         Path(folder, "config").write_text(f"[demo]\n{token}\nMAPSettingsUserKey = 1001\nMAPSettingsUsername = demo\n")
         places = {"UPLOAD_HISTORY_PATH": "history", "TOOLS_UPLOAD_CACHE_DIR": "cache", "CONFIG_PATH": "config"}
         paths = {f"MAPILLARY_{name}": f"{folder}/{place}" for name, place in places.items()}
         program = [sys.executable, "-c", "from mapillary_tools.commands.__main__ import main; main()", *arguments]
         command = [*program, "--desc_path", f"{folder}/description.json", str(self.photos)]
-        return measured(command, environment | paths | {"HOME": folder, "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"})
+        return command, paths | {"HOME": folder, "MAPILLARY_TOOLS_PROMPT_DISABLED": "YES"}
+
+    def run(self, program: str, ours: str = "", theirs: str = "", **environment: str) -> Measure:
+        """Run a program to its end, with the arguments that are its own, and measure it; it must succeed."""
+        command = self.command(program, *ours.split())
+        if program == THEIRS:
+            command, own = self.theirs(tempfile.mkdtemp(dir=self.scratch), *theirs.split())
+            environment |= own
+        with open(self.scratch / "errors", "wb") as errors:
+            started = time.monotonic()
+            process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=errors)
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{shlex.join(command)} failed:\n{(self.scratch / 'errors').read_text()[-2000:]}")
+        return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
     def in_turn(self, measure: Callable[[str], Measure], programs: list[str]) -> Results:
         """So many rounds of all programs."""
@@ -116,53 +131,35 @@ class Bench:
 
     @contextmanager
     def sandbox(self) -> Iterator[dict[str, str]]:
-        """The sandbox as a process; its environment variables."""
-        options, environment = self.options, dict[str, str]()
-        command = [sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", f"--delay={options.delay}"]
-        command += [f"--bandwidth={options.bandwidth}"]
-        with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            try:
-                while "MAPILLARY_ACCESS_TOKEN" not in environment:  # the last one
-                    name, _, value = shlex.split(process.stdout.readline())[1].partition("=")
-                    environment[name] = value
-                with self.by_tls(environment) if options.tls else contextlib.nullcontext(environment) as variables:
-                    yield variables
-            finally:
-                process.terminate()
+        """The environment variables of the sandbox, which is a process of its own; of --tls, those of an nginx before it."""
+        with ExitStack() as stack:
 
-    @contextmanager
-    def by_tls(self, sandbox: dict[str, str]) -> Iterator[dict[str, str]]:
-        """The sandbox's variables, by way of an nginx on 127.0.0.1 that ends TLS and has a certificate of its own."""
-        (folder := self.scratch / "nginx").mkdir()
-        subprocess.run(CERTIFICATE.split(), cwd=folder, check=True, capture_output=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        machine = sandbox["MAPILLARY_GRAPH_API_ENDPOINT"].removeprefix("http://").removesuffix("/graph")
-        (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SANDBOX", machine))
-        program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or sys.exit("nginx is not installed")
-        with subprocess.Popen([program, "-e", "error.log", "-p", folder, "-c", "nginx.conf"]) as process:
-            while process.poll() is None and not (folder / "pid").exists():  # written when it listens
-                time.sleep(0.05)
-            variables = {n: v.replace(f"http://{machine}", f"https://127.0.0.1:{port}") for n, v in sandbox.items()}
-            try:
-                yield variables | {"REQUESTS_CA_BUNDLE": f"{folder}/certificate"}
-            finally:
-                process.terminate()
+            def started(*command: str) -> subprocess.Popen[str]:
+                process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+                stack.callback(process.terminate)
+                return process
 
-
-def measured(command: list[str], environment: dict[str, str]) -> Measure:
-    """Run a command to its end and measure it; it must succeed."""
-    with tempfile.TemporaryFile() as errors:
-        started = time.monotonic()
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            sys.exit(f"{shlex.join(command)} failed:\n{errors.read().decode()[-2000:]}")
-    return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+            line = (f"--delay={self.options.delay}", f"--bandwidth={self.options.bandwidth}")
+            process = started(sys.executable, str(ROOT / "tests" / "sandbox.py"), "--unhashed", *line, "--serve")
+            exports = [shlex.split(export)[1].partition("=") for export in islice(process.stdout or (), 3)]
+            environment = {name: value for name, _, value in exports}
+            if self.options.tls:
+                sandbox = environment["MAPILLARY_GRAPH_API_ENDPOINT"].removeprefix("http://").removesuffix("/graph")
+                (folder := self.scratch / "nginx").mkdir()
+                subprocess.run(CERTIFICATE.split(), cwd=folder, check=True, capture_output=True)
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = free.getsockname()[1]
+                (folder / "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("SANDBOX", sandbox))
+                program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or sys.exit(
+                    "no nginx is installed"
+                )
+                nginx = started(program, "-e", "error.log", "-p", str(folder), "-c", "nginx.conf")
+                while nginx.poll() is None and not (folder / "pid").exists():  # written when it listens
+                    time.sleep(0.05)
+                tls = f"https://127.0.0.1:{port}"
+                environment = {name: value.replace(f"http://{sandbox}", tls) for name, value in environment.items()}
+                environment["REQUESTS_CA_BUNDLE"] = f"{folder}/certificate"
+            yield environment
 
 
 def make_photos(folder: Path, count: int, megabytes: float) -> None:
@@ -186,10 +183,8 @@ def upload(bench: Bench) -> Results:
 
         def measure(program: str) -> Measure:
             bench.resume.unlink(missing_ok=True)
-            if program == THEIRS:
-                found = bench.run_theirs(environment, "process_and_upload", "--user_name", "demo")
-            else:
-                found = measured(bench.command(program, "--workers", str(bench.options.workers)), environment)
+            words = (f"--workers {bench.options.workers}", "process_and_upload --user_name demo")
+            found = bench.run(program, *words, **environment)
             if (photos := emptied(environment)) != bench.options.photos:
                 sys.exit(f"{program} published {photos} of {bench.options.photos} photos")
             return found
@@ -199,12 +194,7 @@ def upload(bench: Bench) -> Results:
 
 def check(bench: Bench) -> Results:
     """Reading, checking and describing, without a network."""
-
-    def measure(program: str) -> Measure:
-        own = program != THEIRS
-        return measured(bench.command(program, "--dry-run"), {}) if own else bench.run_theirs({}, "process")
-
-    return bench.in_turn(measure, bench.programs)
+    return bench.in_turn(lambda program: bench.run(program, "--dry-run", "process"), bench.programs)
 
 
 def again(bench: Bench) -> Results:
@@ -214,11 +204,11 @@ def again(bench: Bench) -> Results:
 
         def measure(program: str) -> Measure:
             bench.resume.write_bytes(done[program])
-            return measured(bench.command(program), environment)
+            return bench.run(program, **environment)
 
         programs = [program for program in bench.programs if program != THEIRS]
         for program in programs:
-            measured(bench.command(program), environment)
+            bench.run(program, **environment)
             done[program] = bench.resume.read_bytes()
             bench.resume.unlink()
             emptied(environment)
