@@ -2021,17 +2021,13 @@ class Client(contextlib.AbstractContextManager["Client"]):
         content |= {} if organization_id is None else {"organization_id": organization_id}
 
         def call() -> dict[str, Any]:
-            line = Line(self.token)
-            self.lines.append(line)
+            self._line().session.close()
             try:
-                return self._call("POST", f"{self.service.graph}/finish_upload", line, json=content)
+                return self._call("POST", f"{self.service.graph}/finish_upload", json=content)
             except Passing as error:
                 if error.without_effect:
                     raise
                 raise ServiceError(str(error)) from error
-            finally:
-                self.lines.remove(line)
-                line.session.close()
 
         data = self.persist(call)
         cluster_id = as_id(data.get("cluster_id"))
@@ -2126,7 +2122,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
 
         headers = {"Offset": str(offset), "X-Entity-Name": key}
         url = f"{self.service.uploads}/{key}"
-        handle = self._call("POST", url, line, seconds, headers=headers, data=pieces()).get("h")
+        handle = self._call("POST", url, seconds, headers=headers, data=pieces()).get("h")
         if not isinstance(handle, str) or not handle:
             raise Passing(f"POST {key}: an answer without file handle")
         return handle
@@ -2138,13 +2134,13 @@ class Client(contextlib.AbstractContextManager["Client"]):
             self.lines.append(self._of_thread.line)
         return self._of_thread.line  # type: ignore[no-any-return]
 
-    def _call(self, method: str, url: str, line: Line | None = None, limit: float = 0, **rest: Any) -> dict[str, Any]:
+    def _call(self, method: str, url: str, limit: float = 0, **rest: Any) -> dict[str, Any]:
         import requests
 
         while (left := self._opens_at - self.clock.seconds()) > 0 and not self.ended.is_set():
             self.clock.wait(left, self.ended.is_set)
         name = f"{method} {url.partition('?')[0].removeprefix(self.service.graph).removeprefix(self.service.uploads)}"
-        line, limits = line or self._line(), (CONNECT_SECONDS, limit or ANSWER_SECONDS)
+        line, limits = self._line(), (CONNECT_SECONDS, limit or ANSWER_SECONDS)
         started = time.monotonic()
         line.ends_at, line.busy = started + sum(limits), True
         try:
