@@ -346,6 +346,7 @@ INNOCENT: dict[str, tuple[Attempt, ...]] = {
     "stopped": (stopped,),
     "killed": (killed,),
     "killed, and a photo fails then": (killed, fails(Fault("mly.*jpg", status=400), 1)),
+    "killed, and a photo fails beside a publish": (killed, fails(Fault("mly.*jpg", status=400), 1, THREE | ANOTHER)),
     "answers lost in an outage": (fails(Fault("mly.*jpg", lost=True, times=None), 1),),
     "a photo refused that has arrived": (fails(REFUSED_LATE, 1),),
     "the offset wrong all the same": (fails(REFUSED_LATE, 1), fails(Fault(PHOTO, status=412), 0, retries=1)),

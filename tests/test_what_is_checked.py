@@ -495,12 +495,15 @@ def test_sub_seconds_are_a_camera_times_decimals_where_it_has_none() -> None:
 # ---- legs ----
 
 
-def walk(*stops: tuple[float, float], sequence: str = "s") -> dict[str, bytes]:
-    """Photos so many metres north of the start, so many seconds after it."""
+def walk(*stops: tuple[float, float], sequence: str = "s", east: bool = False) -> dict[str, bytes]:
+    """Photos so many metres north (or east) of the start, so many seconds after it."""
     photos = {}
     for index, (metres, seconds) in enumerate(stops):
         time = factory.format_time(factory.parse_time(factory.START) + timedelta(seconds=seconds)) + "Z"
-        known = {"photo.original_latitude": 51 + metres / 111_195.08, "photo.original_GPSDateTime": time}
+        place = {"latitude": 51.0, "longitude": 0.0}
+        place["longitude" if east else "latitude"] += metres / 111_195.08 / (math.cos(math.radians(51)) if east else 1)
+        known: dict[str, Any] = {f"photo.original_{name}": degrees for name, degrees in place.items()}
+        known |= {"photo.original_GPSDateTime": time}
         record = sequence_maker_json({**known, "photo.id": f"{sequence}{index}", "sequence.id": sequence})
         photos[f"{sequence}{index}.jpg"] = photo_bytes(record, picture=f"{sequence}{index}")
     return photos
@@ -512,11 +515,12 @@ def test_over_400_kmh_more_than_a_kilometre_is_held_back_and_less_warned_of() ->
         (995, 0, "warned"), (110, 0, "fine"), (110, 0.2, "fine"), (1_005, 0.2, "held"),  # counted as 1 s at least
         (1_105, 10, "fine"), (1_120, 10, "held"), (995, 8, "warned"), (557_000, 2, "held"), (557_000, 5_100, "fine"),
     ]:  # fmt: skip
-        tour = toured(walk((0, 0), (metres, seconds)))
-        found = ("400 km/h" in held(tour), "fast leg" in str(warned(tour)), tour.code)
-        assert found == (verdict == "held", verdict == "warned", 3 if verdict == "held" else 0), (metres, seconds)
-        assert verdict == "fine" or f"{metres:,.0f} m from s0.jpg to s1.jpg" in held(tour) + str(warned(tour))
-        assert "more)" not in held(tour)
+        for east in (False, True)[: 1 + (metres < 2_000)]:  # further off a parallel is no shortest way
+            tour = toured(walk((0, 0), (metres, seconds), east=east))
+            found = ("400 km/h" in held(tour), "fast leg" in str(warned(tour)), tour.code)
+            assert found == (verdict == "held", verdict == "warned", 3 if verdict == "held" else 0), (metres, seconds)
+            assert verdict == "fine" or f"{metres:,.0f} m from s0.jpg to s1.jpg" in held(tour) + str(warned(tour))
+            assert "more)" not in held(tour)
 
 
 def test_first_fixes_hundreds_of_kilometres_off_hold_their_sequence_back_and_the_noise_of_gps_none() -> None:
