@@ -2430,7 +2430,7 @@ class Uploading:
     def manifest_sent(self, sequence: Sequence, future: Future[tuple[str, bool]]) -> None:
         """A manifest has arrived, or not; where nobody here has sent it, somebody may have published it."""
         try:
-            sequence.manifest_handle, sent = future.result()
+            sequence.manifest_handle, _ = future.result()
         except AlreadyThere as error:
             sequence.state, sequence.publish_tried_at = "unconfirmed", self.client.clock.now()
             note_error(self.result, self.run, unclear(sequence, f": {error}"))
@@ -2438,7 +2438,7 @@ class Uploading:
         except UploaderError as error:
             self.not_sent(sequence, error)
         else:
-            self.in_row, self.got_through = 0, self.got_through or sent
+            self.in_row = 0
             self.to_publish.append(sequence)
 
     def not_sent(self, job: Photo | Sequence, error: UploaderError) -> None:

@@ -188,7 +188,10 @@ def test_a_panorama_is_known_by_the_namespace_and_what_only_mentions_one_is_none
         spoilt(b"<x:xmpmeta", b"<!--GPano:ProjectionType='equirectangular'--><x:xmpmeta", FLAT),
         spoilt(b"<rdf:RDF", b"GPano:ProjectionType=equirectangular<rdf:RDF", FLAT),
     ]:  # fmt: skip
-        assert "not a 360° panorama" in reason(photo_bytes(xmp=packet)), packet
+        found = reason(photo_bytes(xmp=packet))
+        assert "not a 360° panorama" in found and ("it says cyl" in found) == ("it says" in found) == (
+            b">cyl" in packet
+        )
 
 
 def test_the_xmp_of_a_second_image_does_not_count_and_that_of_a_second_segment_does() -> None:
