@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_a_heading_is_drawn_from_the_plans_north(longitude: float) -> None:
     for n, photo in enumerate(tour.photos):
         photo.longitude = math.remainder(longitude + 2 * n, 360)
     assert re.findall(r"rotate\((.*?)\)", mu.map_html([tour])) == ["2", "0", "-2"]
+
+
+def test_legs_join_the_dots_the_ends_are_named_and_the_scale_takes_a_quarter_at_most() -> None:
+    page = mu.map_html([made(4)])
+    spots = re.findall(r'<circle class="" transform="translate\((.*?)\)"', page)
+    assert len(spots) == 4 and re.findall(r'class="leg " d="M(.*?)L(.*?)"', page) == [*pairwise(spots)]
+    ends = re.findall(r'<text transform="translate\((.*?)\)".*?>(\w+)<', page)
+    assert ends == [(spots[0], "first"), (spots[-1], "last")]
+    assert [100 < float(units) <= 250 for units in re.findall("v8h(.*?)v-8", page)] == [True]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

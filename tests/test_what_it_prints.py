@@ -245,6 +245,7 @@ def test_finished_folders_share_a_line(sandbox: Sandbox, tmp_path: Path) -> None
     assert "… 10 more folders (--json lists all)\n60 folders, 60 photos: 60 published\n" in first.out
     assert first.out.count(": 1 photo: 1 published\n") == 50
     assert look.code == 0 and "60 of 60 published or sent are live" in look.out
+    assert look.out.count(": 1 of 1 published or sent are live") == 50  # where a look finds something it is said
     for again in (second, third):
         assert "60 folders unchanged\n60 folders, " in again.out and len((again.out + again.err).splitlines()) <= 8
     one_more = upload(tours(tmp_path, 1, first=60), sandbox, "-r")
