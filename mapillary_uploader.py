@@ -1300,9 +1300,10 @@ def recognise(tour: Tour, again: Collection[str]) -> None:
             photo.warnings += (Problem("changed since it was published; Mapillary keeps the version of then"),)
         elif photo.shot != entry.shot != "":
             photo.warnings += (Problem("published before with another time, place or camera; Mapillary keeps those"),)
-        if photo.picture == entry.picture and photo.file == entry.file and entry.uuid not in again:
+        as_then = (photo.picture, photo.file, photo.photo_id) == (entry.picture, entry.file, entry.photo_id)
+        if as_then and entry.uuid not in again:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
-    known, gone = {entry.photo_id for entry in published}, {e.shot for e in published if e not in holders}
+    known, gone = {p.photo_id for p in (*published, *holders.values())}, {e.shot for e in published if e not in holders}
     for photo in [photo for photo in tour.photos if not photo.uuid]:
         if photo.photo_id and photo.photo_id in known:  # not of a copy of the one that is here, as it turns out
             photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)

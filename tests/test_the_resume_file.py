@@ -76,6 +76,7 @@ def said(document: dict[str, Any]) -> str:
 # ---- which photos are published already ----
 
 THREE, PATCHED, TWIN = walk(3), walk(3, picture="patched"), walk(3, sequence_id="two", picture="twin")
+ANEW_TAGGED, ANEW_BLURRED = walk(3, sequence_id="anew"), walk(3, sequence_id="anew", picture="patched")
 P1, ALIKE = THREE["P1.jpg"], walk(3, filler=0)  # the latter: one picture, as made tours have
 KEYWORDS = {name: data[:2] + factory.segment(0xFE, b"keywords") + data[2:] for name, data in THREE.items()}
 OTHER = {"picture": "other", "latitude": 52.0, "start": "2021:08:01 12:00:00Z"}
@@ -91,7 +92,7 @@ KINDS: dict[str, tuple[Files, Files, int, str]] = {  # as published, as they are
     "renamed": (THREE, renamed(THREE, *X), 0, ""),
     "names gone round": (THREE, renamed(THREE, "P2.jpg", "P3.jpg", "P1.jpg"), 0, ""),
     "keywords added": (THREE, KEYWORDS, 0, ""),
-    "tagged anew": (THREE, walk(3, sequence_id="anew"), 0, ""),
+    "tagged anew": (THREE, ANEW_TAGGED, 0, ""),
     "tagged anew with other names": (THREE, walk(3, sequence_id="anew", names="P{}_calculated.jpg"), 0, ""),
     "moved": (THREE, walk(3, latitude=51.6), 0, MOVED),
     "all but the picture is another": (THREE, renamed(walk(3, **OTHER | {"picture": "walk", **NEW_ID}), *X), 0, MOVED),
@@ -116,6 +117,7 @@ KINDS: dict[str, tuple[Files, Files, int, str]] = {  # as published, as they are
     "alike, one added": (ALIKE, walk(4, filler=0), 1, ""),
     "alike, another tour": (ALIKE, walk(3, filler=0, sequence_id="other", names="X{}.jpg", **OTHER), 3, ""),
     "blurred beside sharp": (THREE, THREE | {"P1_blurred.jpg": PATCHED["P1.jpg"]}, 1, VERSION),
+    "tagged anew, blurred beside sharp": (THREE, ANEW_TAGGED | {"P1_blurred.jpg": ANEW_BLURRED["P1.jpg"]}, 1, VERSION),
     "blurred over sharp, which stays": (THREE, {"P1.jpg": PATCHED["P1.jpg"], "P1_sharp.jpg": P1}, 1, VERSION),
     "stitched and tagged anew": (THREE, TWIN, 3, ANEW),
     "one of them stitched anew": (THREE, {"Q1.jpg": TWIN["P1.jpg"], "P2.jpg": THREE["P2.jpg"]}, 1, ANEW),
