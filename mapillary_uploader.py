@@ -304,7 +304,8 @@ class Photo:
     def document(self) -> dict[str, Any]:
         """The photo in the --json document."""
         facts: dict[str, Any] = {"file": self.file, "state": self.state}
-        facts["problems"] = [*map(str, self.problems + self.doubts), *filter(None, [self.failure])]
+        problems = self.problems + self.doubts * (self.state == "held")
+        facts["problems"] = [*map(str, problems), *filter(None, [self.failure])]
         facts |= {"warnings": [*map(str, self.warnings)], "sequence": self.uuid, "image_id": self.image_id}
         return facts | {"description": description_of(self) if self.slot and self.captured_at else None}
 
@@ -1303,12 +1304,9 @@ def recognise(tour: Tour, again: Collection[str]) -> None:
         as_then = (photo.picture, photo.file, photo.photo_id) == (entry.picture, entry.file, entry.photo_id)
         if as_then and entry.uuid not in again:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
-    known, gone = {p.photo_id for p in (*published, *holders.values())}, {e.shot for e in published if e not in holders}
-    for photo in [photo for photo in tour.photos if not photo.uuid]:
-        if photo.photo_id and photo.photo_id in known:  # not of a copy of the one that is here, as it turns out
-            photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),)
-        if photo.shot in gone and not photo.problems:
-            photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
+    gone = {entry.shot for entry in published if entry not in holders}
+    for photo in [photo for photo in tour.photos if photo.shot in gone and not (photo.uuid or photo.problems)]:
+        photo.doubts += (STITCHED_ANEW._replace(detail=shown(photo.file)),)
 
 
 def pairs(tour: Tour, published: Iterable[Photo], holders: dict[Photo, Photo]) -> Iterator[tuple[Photo, Photo]]:
@@ -1339,15 +1337,15 @@ def compare(tours: Collection[Tour]) -> None:
     What is published counts as first; in a folder, what is in its resume file, then what Sequence Maker named.
     """
     seen = defaultdict[str, list[tuple[Photo, Tour]]](list)
-    published = [(photo, tour) for tour in tours for photo in tour.resume.published()]
-    pictures = {(photo.uuid, photo.picture) for photo, _ in published}
-    for photo, tour in published:
-        for mark in marks_of(photo):
-            seen[mark].append((photo, tour))
+    pictures = {(photo.uuid, photo.picture) for tour in tours for photo in tour.resume.published()}
+    for tour in tours:
+        for photo in (*tour.resume.published(), *(photo for photo in tour.photos if photo.uuid)):
+            for mark in marks_of(photo):
+                seen[mark].append((photo, tour))
     for here in tours:
         own, kept = set(here.photos), {photo.file for s in here.resume.sequences.values() for photo in s.photos}
-        good = [photo for photo in here.photos if photo.picture and not photo.problems]
-        first = [photo for photo in good if photo.uuid or photo.file in kept]
+        good = [photo for photo in here.photos if photo.picture and not (photo.problems or photo.uuid)]
+        first = [photo for photo in good if photo.file in kept]
         named = [photo for photo in good if photo.file.rpartition(".")[0].endswith("_calculated")]
         for photo in dict.fromkeys((*first, *named, *good)):
             alike = [
@@ -1360,7 +1358,7 @@ def compare(tours: Collection[Tour]) -> None:
             twins = [pair for pair in twins if pair[0] in own] or twins
             others = [pair for pair in alike if pair[0].picture != photo.picture]
             others = [pair for pair in others if pair[0].state != "copy"] or others
-            for other, there in () if photo.uuid else twins[:1] + others[:1]:
+            for other, there in twins[:1] + others[:1]:
                 settle_with(photo, here, other, there)
             for mark in marks_of(photo):
                 seen[mark].append((photo, here))
@@ -1380,7 +1378,9 @@ def settle_with(photo: Photo, tour: Tour, other: Photo, there: Tour) -> None:
     elif photo.picture == other.picture:  # it is not sent, and spoils nothing
         detail = f"of {shown(other.file)}" + f" in {folder}" * (not here)
         photo.state, photo.doubts, photo.warnings = "copy", (), (COPY._replace(detail=detail),)
-    elif not (here and other.uuid):  # which is told of already
+    elif here and other.uuid:
+        photo.doubts += (TWO_VERSIONS._replace(detail=shown(photo.file)),) * (not photo.uuid)
+    else:
         names = [shown(one.file if here else place(of.folder, one.file)) for one, of in ((other, there), (photo, tour))]
         doubt = (TWO_VERSIONS_HERE if here else ELSEWHERE)._replace(detail=", ".join(names))
         photo.doubts += (doubt,) * (not photo.uuid)

@@ -133,6 +133,10 @@ class Kind(NamedTuple):
     shot: str
     picture: str
 
+    @classmethod
+    def of(cls, uuid: str) -> Kind:
+        return cls(*uuid.partition("_")[0].split("-"))
+
 
 KINDS = [Kind(*kind) for kind in itertools.product(("", "a", "b"), ("one", "two"), ("raw", "blurred"))]
 
@@ -161,18 +165,20 @@ FAULTS = st.sampled_from([
 DAYS = st.lists(st.tuples(EDITS, FAULTS), min_size=1, max_size=3)
 
 
+def day(**kinds: int) -> tuple[list[Any], dict[str, str]]:
+    """What stands at a path from then on: a1=3, the fourth of KINDS at a/1.jpg."""
+    return [(path[0], path[1], KINDS[number]) for path, number in kinds.items()], {"match": "nothing"}
+
+
 @settings(max_examples=100)
-@example(
-    [
-        ([("a", "1", KINDS[3]), ("a", "2", KINDS[0])], {"match": "nothing"}),
-        ([("a", "1", KINDS[0])], {"match": "nothing"}),
-    ]
-)
+@example([day(a1=3, a2=0), day(a1=0)])
+@example([day(b1=1), day(b1=5), day(a2=4)])
+@example([day(a1=9), day(b1=5, b2=4)])
 @given(DAYS)
 def test_however_folders_are_edited_no_photo_goes_out_twice_or_is_lost(days: list[Any]) -> None:
     """Of each day's edits a path takes what stands there then, or nothing: so photos move, change, and have copies."""
     with Sandbox(live_after=NEVER) as sandbox, tempfile.TemporaryDirectory() as place:
-        files: dict[Path, Kind] = {}
+        files, before = dict[Path, Kind](), 0
         for edits, fault in days:
             sandbox.faults = [Fault(**fault)]
             for folder, name, kind in edits:
@@ -183,9 +189,11 @@ def test_however_folders_are_edited_no_photo_goes_out_twice_or_is_lost(days: lis
                     files[path] = kind
                     factory.write_tour(path.parent, {path.name: of_kind(kind)})
             results = all_below(Path(place), sandbox) if files else []
-            uuids = [photo.description["MAPSequenceUUID"] for photo in sandbox.published]
-            out = [Kind(*uuid.partition("_")[0].split("-")) for uuid in uuids]
+            out = [Kind.of(photo.description["MAPSequenceUUID"]) for photo in sandbox.published]
             assert not [pair for pair in itertools.combinations(out, 2) if twins(*pair) or versions(*pair)]
+            assert not [pair for pair in itertools.product(out[before:], files.values()) if versions(*pair)]
+            before = len(out)
+            out += [Kind.of(s.uuid) for one in results for s in one.sequences if s.state == "unconfirmed"]
             for photo, path in [(photo, one.folder / photo.file) for one in results for photo in one.photos]:
                 known = [kind for kind in out if twins(kind, files[path]) or versions(kind, files[path])]
                 known += [kind for kind in out if kind.picture == files[path].picture]
