@@ -1301,8 +1301,8 @@ def recognise(tour: Tour, again: Collection[str]) -> None:
             photo.warnings += (Problem("changed since it was published; Mapillary keeps the version of then"),)
         elif photo.shot != entry.shot != "":
             photo.warnings += (Problem("published before with another time, place or camera; Mapillary keeps those"),)
-        as_then = (photo.picture, photo.file, photo.photo_id) == (entry.picture, entry.file, entry.photo_id)
-        if as_then and entry.uuid not in again:
+        marks = [(one.picture, one.file, one.photo_id, one.shot) for one in (photo, entry)]
+        if marks[0] == marks[1] and entry.uuid not in again:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
     gone = {entry.shot for entry in published if entry not in holders}
     for photo in [photo for photo in tour.photos if photo.shot in gone and not (photo.uuid or photo.problems)]:

@@ -77,6 +77,7 @@ def said(document: dict[str, Any]) -> str:
 
 THREE, PATCHED, TWIN = walk(3), walk(3, picture="patched"), walk(3, sequence_id="two", picture="twin")
 ANEW_TAGGED, ANEW_BLURRED = walk(3, sequence_id="anew"), walk(3, sequence_id="anew", picture="patched")
+AWAY, AWAY_ANEW = walk(3, latitude=51.6), walk(3, latitude=51.6, sequence_id="anew")
 P1, ALIKE = THREE["P1.jpg"], walk(3, filler=0)  # the latter: one picture, as made tours have
 KEYWORDS = {name: data[:2] + factory.segment(0xFE, b"keywords") + data[2:] for name, data in THREE.items()}
 OTHER = {"picture": "other", "latitude": 52.0, "start": "2021:08:01 12:00:00Z"}
@@ -94,13 +95,14 @@ KINDS: dict[str, tuple[Files, Files, int, str]] = {  # as published, as they are
     "keywords added": (THREE, KEYWORDS, 0, ""),
     "tagged anew": (THREE, ANEW_TAGGED, 0, ""),
     "tagged anew with other names": (THREE, walk(3, sequence_id="anew", names="P{}_calculated.jpg"), 0, ""),
-    "moved": (THREE, walk(3, latitude=51.6), 0, MOVED),
+    "moved": (THREE, AWAY, 0, MOVED),
     "all but the picture is another": (THREE, renamed(walk(3, **OTHER | {"picture": "walk", **NEW_ID}), *X), 0, MOVED),
     "patched in place": (THREE, PATCHED, 0, CHANGED),
     "patched, with other names": (THREE, renamed(PATCHED, *X), 0, CHANGED),
     "patched under each other's names": (THREE, renamed(PATCHED, *[*THREE][::-1]), 0, CHANGED),
     "cut short since": (THREE, THREE | {"P1.jpg": P1[:-2]}, 0, CHANGED),
     "a copy": (THREE, KEYWORDS | {"P1 (1).jpg": P1}, 0, "a copy; it isn't sent (of P1.jpg)"),
+    "moved, and a copy tagged anew": (THREE, AWAY | {"P4.jpg": AWAY_ANEW["P1.jpg"]}, 0, "isn't sent (of P1.jpg)"),
     "only copies": (THREE, {"a.jpg": P1, "b_calculated.jpg": P1}, 0, "a copy; it isn't sent (of a.jpg)"),
     "emptied": (THREE, THREE | {"P1.jpg": b""}, 0, EMPTY),
     "some gone": (THREE, {"P1.jpg": P1}, 0, ""),
