@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "mapillary_uploader.py").read_text(encoding="utf-8")
 TREE = ast.parse(SOURCE)
-MOST_LINES = 3_620  # of the module
+MOST_LINES = 3_615  # of the module
 LONGEST = 40  # lines of a function
 CHECKS = {
     "format": ("ruff", "format", "--check", "."),
