@@ -195,7 +195,7 @@ def test_one_search_a_sequence_by_account_and_window_then_only_for_what_is_missi
     assert sorted(map(str, asked(sandbox, "start_captured_at", before))) == [day("09:16:52.000"), day("10:16:52.000")]
     assert sorted(map(str, asked(sandbox, "end_captured_at", before))) == [day("09:17:04.000"), day("10:17:02.000")]
     assert asked(sandbox, "creator_username", before) == ["demo", "demo"]
-    assert len(ids_in(two)) in (3, 5)  # what was found before the other search failed stays found
+    assert len(ids_in(two)) in (3, 4, 5)  # what was found before the other search failed stays found
     assert check(two, sandbox)[0].code == 1 and len(ids_in(two)) == 8
     sandbox.hidden = set()
     for searches in (1, 0):
