@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from sandbox import Sandbox
 
 settings.register_profile("on any machine", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("on any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Homes of processes, too, are where pytest clears up."""
+    tempfile.tempdir = str(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
