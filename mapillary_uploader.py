@@ -1301,8 +1301,8 @@ def recognise(tour: Tour, again: Collection[str]) -> None:
             photo.warnings += (Problem("changed since it was published; Mapillary keeps the version of then"),)
         elif photo.shot != entry.shot != "":
             photo.warnings += (Problem("published before with another time, place or camera; Mapillary keeps those"),)
-        marks = [(one.picture, one.file, one.photo_id, one.shot) for one in (photo, entry)]
-        if marks[0] == marks[1] and entry.uuid not in again:
+        now, then = ((one.picture, one.file, one.photo_id, one.shot) for one in (photo, entry))
+        if now == then and entry.uuid not in again:
             entry.size, entry.mtime_ns, tour.resume.changed = photo.size, photo.mtime_ns, True  # not opened next time
     gone = {entry.shot for entry in published if entry not in holders}
     for photo in [photo for photo in tour.photos if photo.shot in gone and not (photo.uuid or photo.problems)]:
@@ -1334,7 +1334,8 @@ def settle(photo: Photo, entry: Photo, again: Collection[str] = ()) -> None:
 def compare(tours: Collection[Tour]) -> None:
     """Let no photo be sent twice: of equal pictures the first is sent, of two versions with one photo.id none.
 
-    What is published counts as first; in a folder, what is in its resume file, then what Sequence Maker named.
+    What is published counts as first, as it was then and as it is here now; in a folder, what is in its resume file,
+    then what Sequence Maker named.
     """
     seen = defaultdict[str, list[tuple[Photo, Tour]]](list)
     pictures = {(photo.uuid, photo.picture) for tour in tours for photo in tour.resume.published()}
@@ -2022,7 +2023,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         content |= {} if organization_id is None else {"organization_id": organization_id}
 
         def call() -> dict[str, Any]:
-            self._line().session.close()
+            self._line().session.close()  # the next connection is a fresh one
             try:
                 return self._call("POST", f"{self.service.graph}/finish_upload", json=content)
             except Passing as error:

@@ -189,9 +189,8 @@ def test_a_panorama_is_known_by_the_namespace_and_what_only_mentions_one_is_none
         spoilt(b"<rdf:RDF", b"GPano:ProjectionType=equirectangular<rdf:RDF", FLAT),
     ]:  # fmt: skip
         found = reason(photo_bytes(xmp=packet))
-        assert "not a 360° panorama" in found and ("it says cyl" in found) == ("it says" in found) == (
-            b">cyl" in packet
-        )
+        says = ["cylindrical"] if b"cylindrical" in packet else []
+        assert "not a 360° panorama" in found and re.findall(r"it says (\w*)", found) == says, packet
 
 
 def test_the_xmp_of_a_second_image_does_not_count_and_that_of_a_second_segment_does() -> None:
@@ -518,7 +517,7 @@ def test_over_400_kmh_more_than_a_kilometre_is_held_back_and_less_warned_of() ->
         (995, 0, "warned"), (110, 0, "fine"), (110, 0.2, "fine"), (1_005, 0.2, "held"),  # counted as 1 s at least
         (1_105, 10, "fine"), (1_120, 10, "held"), (995, 8, "warned"), (557_000, 2, "held"), (557_000, 5_100, "fine"),
     ]:  # fmt: skip
-        for east in (False, True)[: 1 + (metres < 2_000)]:  # further off a parallel is no shortest way
+        for east in (False, True) if metres < 2_000 else (False,):  # further off a parallel is no shortest way
             tour = toured(walk((0, 0), (metres, seconds), east=east))
             found = ("400 km/h" in held(tour), "fast leg" in str(warned(tour)), tour.code)
             assert found == (verdict == "held", verdict == "warned", 3 if verdict == "held" else 0), (metres, seconds)
